@@ -1,0 +1,163 @@
+// Bounded hand-over between threads and loops: one wake per batch.
+import DequeModule
+import Glibc
+import NIOCore
+import Synchronization
+
+/// A bounded queue into an event loop. Producers offer from any thread; the loop gets everything waiting in one call.
+///
+/// At most one wake is outstanding, so a burst of offers costs one loop crossing.
+package final class LoopMailbox<Element: Sendable>: Sendable {
+    private struct State {
+        var waiting: [Element] = []
+        var wakePending = false
+
+        /// Whether the caller has to wake the loop.
+        mutating func add(_ elements: [Element]) -> Bool {
+            waiting.append(contentsOf: elements)
+            let wake = !wakePending
+            wakePending = true
+            return wake
+        }
+    }
+
+    private let state = Mutex(State())
+    private let loop: any EventLoop
+    private let capacity: Int
+    private let receive: @Sendable ([Element]) -> Void
+
+    /// `receive` runs on `loop` with at most `capacity` elements.
+    package init(loop: any EventLoop, capacity: Int, receive: @escaping @Sendable ([Element]) -> Void) {
+        self.loop = loop
+        self.capacity = capacity
+        self.receive = receive
+    }
+
+    /// False, and nothing taken, when the elements do not fit under the capacity.
+    package func offer(_ elements: [Element]) -> Bool {
+        guard !elements.isEmpty else { return true }
+        let (taken, wake) = state.withLock { state in
+            guard state.waiting.count + elements.count <= capacity else { return (false, false) }
+            return (true, state.add(elements))
+        }
+        if wake { wakeLoop() }
+        return taken
+    }
+
+    /// Takes the elements whatever the bound; for what is bounded by its producer (results of bounded requests).
+    package func deliver(_ elements: [Element]) {
+        guard !elements.isEmpty else { return }
+        if state.withLock({ $0.add(elements) }) { wakeLoop() }
+    }
+
+    private func wakeLoop() {
+        loop.execute {
+            let batch = self.state.withLock { state in
+                state.wakePending = false
+                var batch: [Element] = []
+                swap(&batch, &state.waiting)
+                return batch
+            }
+            self.receive(batch)
+        }
+    }
+}
+
+/// A bounded queue into a dedicated thread, which waits for it.
+///
+/// Uses a pthread mutex and condition, since `Mutex` has no condition variable.
+package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
+    // @unchecked: every access to `waiting` and `closed` is under `mutex`.
+    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+    private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    private var waiting = Deque<Element>()
+    private var closed = false
+    private var sleeping = false
+    private let capacity: Int
+
+    package init(capacity: Int) {
+        self.capacity = capacity
+        pthread_mutex_init(mutex, nil)
+        var attributes = pthread_condattr_t()
+        pthread_condattr_init(&attributes)
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
+        pthread_cond_init(condition, &attributes)
+        pthread_condattr_destroy(&attributes)
+    }
+
+    deinit {
+        pthread_cond_destroy(condition)
+        pthread_mutex_destroy(mutex)
+        condition.deallocate()
+        mutex.deallocate()
+    }
+
+    /// False, and nothing taken, when the elements do not fit under the capacity or the mailbox is closed.
+    package func offer(_ elements: some Collection<Element>) -> Bool {
+        guard !elements.isEmpty else { return true }
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        guard !closed, waiting.count + elements.count <= capacity else { return false }
+        append(elements)
+        return true
+    }
+
+    /// Takes the elements whatever the bound (but not when closed: false); for what is bounded by its producer.
+    @discardableResult
+    package func deliver(_ elements: some Collection<Element>) -> Bool {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        guard !closed else { return false }
+        append(elements)
+        return true
+    }
+
+    private func append(_ elements: some Collection<Element>) {
+        waiting.append(contentsOf: elements)
+        if sleeping { pthread_cond_signal(condition) }
+    }
+
+    /// Everything waiting, at most `limit`. Waits until there is something, at most `timeout` nanoseconds (nil: for ever).
+    /// An empty array means the time is over; nil that the mailbox is closed and empty.
+    package func take(limit: Int = .max, timeoutNanoseconds timeout: Int64? = nil) -> [Element]? {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        if waiting.isEmpty, !closed {
+            var deadline = timespec()
+            if let timeout {
+                clock_gettime(CLOCK_MONOTONIC, &deadline)
+                let total = Int64(deadline.tv_nsec) + max(0, timeout)
+                deadline.tv_sec += Int(total / 1_000_000_000)
+                deadline.tv_nsec = Int(total % 1_000_000_000)
+            }
+            sleeping = true
+            while waiting.isEmpty, !closed {
+                if timeout != nil {
+                    if pthread_cond_timedwait(condition, mutex, &deadline) == ETIMEDOUT { break }
+                } else {
+                    pthread_cond_wait(condition, mutex)
+                }
+            }
+            sleeping = false
+        }
+        if waiting.isEmpty { return closed ? nil : [] }
+        let count = min(limit, waiting.count)
+        let batch = Array(waiting.prefix(count))
+        waiting.removeFirst(count)
+        return batch
+    }
+
+    package var count: Int {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        return waiting.count
+    }
+
+    /// No more offers; the thread gets what is waiting, then nil.
+    package func close() {
+        pthread_mutex_lock(mutex)
+        closed = true
+        pthread_cond_broadcast(condition)
+        pthread_mutex_unlock(mutex)
+    }
+}

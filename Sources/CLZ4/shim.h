@@ -1,0 +1,2 @@
+// Headers of the system liblz4 that BatonSpool wraps.
+#include <lz4.h>

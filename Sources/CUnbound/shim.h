@@ -1,0 +1,2 @@
+// Headers of the system libunbound that BatonDNS wraps.
+#include <unbound.h>

@@ -1,0 +1,2 @@
+// Placeholder until the benchmark command lands.
+@main struct BatonBench { static func main() {} }

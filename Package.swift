@@ -50,6 +50,7 @@ let floor0: [Target] = [
     .target(name: "CBatonSystem"),
     .systemLibrary(name: "CLZ4", pkgConfig: "liblz4", providers: [.apt(["liblz4-dev"])]),
     .systemLibrary(name: "CUnbound", providers: [.apt(["libunbound-dev"])]),
+    .systemLibrary(name: "CIDN2", providers: [.apt(["libidn2-dev"])]),
 ]
 
 let floor1: [Target] = [
@@ -74,7 +75,12 @@ let floor4: [Target] = [
             metrics,
         ]),
     module("BatonQueue", ["BatonCore", "BatonRuntime", "BatonModel", nioCore, deque, logging, metrics]),
-    module("BatonDNS", ["BatonCore", "BatonRuntime", "BatonModel", "CUnbound", nioCore, deque, logging, metrics]),
+    module(
+        "BatonDNS",
+        [
+            "BatonCore", "BatonRuntime", "BatonModel", "CUnbound", "CIDN2", "CBatonSystem", nioCore, deque, logging,
+            metrics,
+        ]),
 ]
 
 let floor5: [Target] = [

@@ -1,0 +1,39 @@
+// File names of segments and their outcome logs.
+import BatonCore
+
+/// A segment's id in text, `<writer>-<incarnation>-<index>`, 16 hexadecimal digits each; the stem of its files' names.
+package struct SegmentName: Hashable, Sendable, CustomStringConvertible {
+    package let id: SegmentID
+
+    package init(_ id: SegmentID) {
+        self.id = id
+    }
+
+    /// Reads the stem of a name; nil for anything that `description` cannot have written.
+    package init?(stem: Substring) {
+        let parts = stem.split(separator: "-", omittingEmptySubsequences: false)
+        guard parts.count == 3, parts.allSatisfy({ $0.utf8.count == 16 }),
+            let writer = Self.hexValue(parts[0]), let incarnation = Self.hexValue(parts[1]),
+            let index = Self.hexValue(parts[2])
+        else { return nil }
+        self.id = SegmentID(
+            writer: NodeID(value: writer), incarnation: Incarnation(value: incarnation), index: index)
+    }
+
+    package var description: String {
+        "\(Self.hex(id.writer.value))-\(Self.hex(id.incarnation.value))-\(Self.hex(id.index))"
+    }
+
+    package var segmentFile: String { "\(self).seg" }
+    package var outcomeFile: String { "\(self).out" }
+
+    package static func hex(_ value: UInt64) -> String {
+        let digits = String(value, radix: 16)
+        return String(repeating: "0", count: 16 - digits.count) + digits
+    }
+
+    private static func hexValue(_ text: Substring) -> UInt64? {
+        guard text.utf8.allSatisfy({ ($0 >= 0x30 && $0 <= 0x39) || ($0 >= 0x61 && $0 <= 0x66) }) else { return nil }
+        return UInt64(text, radix: 16)
+    }
+}

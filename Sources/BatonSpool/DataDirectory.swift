@@ -34,52 +34,58 @@ package struct DataDirectory: Sendable {
     package static func open(
         path: String, disk: any Disk, cluster: String, nodeName: String, random: () -> UInt64
     ) throws(SpoolError) -> DataDirectory {
+        let opened: DataDirectory
         do throws(DiskError) {
-            try makeDirectory(path, on: disk)
-            try makeDirectory("\(path)/segments", on: disk)
-            let lockFile = try openOrCreate("\(path)/lock", on: disk)
-            do throws(DiskError) {
-                try disk.lock(lockFile)
-            } catch {
-                try? disk.close(lockFile)
-                throw DiskError(errno: error.errno, call: "flock")
-            }
-            var notes: [String] = []
-            let found = try identity(at: path, disk: disk, cluster: cluster, nodeName: nodeName, random, &notes)
-            guard found.cluster == cluster, found.nodeName == nodeName else {
-                try? disk.close(lockFile)
-                return try foreign(path, found, wanted: "node \(nodeName) of cluster \"\(cluster)\"").get()
-            }
-            let incarnation = Incarnation(value: random())
-            var payload = ByteBuffer()
-            payload.writeString("BTNV")
-            payload.writeMultipleIntegers(UInt32(1), incarnation.value, endianness: .little)
-            try SmallFile.replace("incarnation", in: path, with: payload, on: disk)
-            try disk.syncDirectory(path)
-            return DataDirectory(
-                path: path, disk: disk, identity: found, incarnation: incarnation, notes: notes, lockFile: lockFile)
+            opened = try openLocked(path: path, disk: disk, cluster: cluster, nodeName: nodeName, random: random)
         } catch {
-            if error.call == "foreign" {
-                throw SpoolError(
-                    .foreignDirectory,
-                    "data directory \(path) belongs to another node: set node.id back, or use another data_dir")
-            }
             if error.call == "flock", error.errno == EWOULDBLOCK {
                 throw SpoolError(.locked, "data directory \(path) is in use by another process")
             }
             throw SpoolError(.notWritable, "data directory \(path) cannot be used", error)
+        }
+        let found = opened.identity
+        guard found.cluster == cluster, found.nodeName == nodeName else {
+            opened.close()
+            throw SpoolError(
+                .foreignDirectory,
+                "data directory \(path) belongs to node \"\(found.nodeName)\" of cluster \"\(found.cluster)\": "
+                    + "set node.id back, or use another data_dir")
+        }
+        return opened
+    }
+
+    private static func openLocked(
+        path: String, disk: any Disk, cluster: String, nodeName: String, random: () -> UInt64
+    ) throws(DiskError) -> DataDirectory {
+        try makeDirectory(path, on: disk)
+        try makeDirectory("\(path)/segments", on: disk)
+        let lockFile = try openOrCreate("\(path)/lock", on: disk)
+        do throws(DiskError) {
+            try disk.lock(lockFile)
+            var notes: [String] = []
+            let found = try identity(at: path, disk: disk, cluster: cluster, nodeName: nodeName, random, &notes)
+            let incarnation = Incarnation(value: random())
+            guard found.cluster == cluster, found.nodeName == nodeName else {
+                // The caller refuses it: nothing is written into somebody else's directory.
+                return DataDirectory(
+                    path: path, disk: disk, identity: found, incarnation: incarnation, notes: notes,
+                    lockFile: lockFile)
+            }
+            var payload = ByteBuffer()
+            payload.writeString("BTNV")
+            payload.writeMultipleIntegers(UInt32(1), incarnation.value, endianness: .little)
+            try SmallFile.replace("incarnation", in: path, with: payload, on: disk)
+            return DataDirectory(
+                path: path, disk: disk, identity: found, incarnation: incarnation, notes: notes, lockFile: lockFile)
+        } catch {
+            try? disk.close(lockFile)
+            throw error
         }
     }
 
     /// Gives the lock back. The spool must be stopped.
     package func close() {
         try? disk.close(lockFile)
-    }
-
-    private static func foreign(
-        _ path: String, _ found: DiskIdentity, wanted: String
-    ) -> Result<DataDirectory, DiskError> {
-        .failure(DiskError(errno: EPERM, call: "foreign"))
     }
 
     private static func makeDirectory(_ path: String, on disk: any Disk) throws(DiskError) {

@@ -63,7 +63,7 @@ let floor2: [Target] = [
 ]
 
 let floor3: [Target] = [
-    module("BatonSMTP", ["BatonCore", "BatonModel", nioCore]),
+    module("BatonSMTP", ["BatonCore", "BatonModel", "CBatonSystem", nioCore]),
     module("BatonMail", ["BatonCore", "BatonModel", nioCore]),
 ]
 
@@ -98,15 +98,24 @@ let floor5: [Target] = [
         ]),
 ]
 
+/// `BATON_NODE_ALONE=1` builds BatonNode without the floors 3 to 5, for work on configuration, admin and metrics.
+let nodeAlone = Context.environment["BATON_NODE_ALONE"] == "1"
+
 let floor6: [Target] = [
-    module(
-        "BatonNode",
-        [
-            "BatonCore", "BatonRuntime", "BatonModel", "BatonSMTP", "BatonMail", "BatonSpool", "BatonQueue", "BatonDNS",
-            "BatonIngress", "BatonDelivery", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics, lifecycle,
-            yams,
-            hummingbird,
-        ])
+    nodeAlone
+        ? .target(
+            name: "BatonNode",
+            dependencies: [
+                "BatonCore", "BatonRuntime", "BatonModel", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics,
+                lifecycle, yams, hummingbird,
+            ], sources: ["Configuration", "Admin", "Metrics"], swiftSettings: settings)
+        : module(
+            "BatonNode",
+            [
+                "BatonCore", "BatonRuntime", "BatonModel", "BatonSMTP", "BatonMail", "BatonSpool", "BatonQueue",
+                "BatonDNS", "BatonIngress", "BatonDelivery", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics,
+                lifecycle, yams, hummingbird,
+            ])
 ]
 
 let floor7: [Target] = [
@@ -142,7 +151,12 @@ let beside: [Target] = [
             "BatonDelivery", "BatonQueue", "BatonDNS", "BatonSMTP", "BatonMail", "BatonModel", "BatonRuntime",
             "BatonCore", nioCore, nioPosix, nioEmbedded,
         ]),
-    tests("BatonNodeTests", ["BatonNode", "BatonModel", "BatonRuntime", "BatonCore", nioCore]),
+    tests(
+        "BatonNodeTests",
+        [
+            "BatonNode", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix, logging, metrics,
+            arguments,
+        ]),
     tests("BatonBenchTests", ["baton-bench", "BatonCore", "BatonModel", nioCore]),
     tests("NodeIntegrationTests", ["baton", "baton-bench", "BatonCore"]),
     tests("TidyTests", []),

@@ -42,7 +42,7 @@ package struct SegmentID: Hashable, Sendable {
 /// A message's id: 48 bits of milliseconds since the epoch, then 80 random bits, so that ids sort by time of arrival.
 ///
 /// Its text is 26 characters of Crockford base 32, the same in SMTP replies, logs, events, Received and the API.
-package struct MessageID: Hashable, Comparable, Sendable {
+package struct MessageID: Hashable, Comparable, Sendable, BitwiseCopyable {
     package let high: UInt64
     package let low: UInt64
 

@@ -4,7 +4,7 @@
 ///
 /// Within a process it never goes back: `SystemTimeSource` adds monotonic time to the wall clock read at start.
 /// Arithmetic saturates, so that an absurd value from a disk cannot trap.
-package struct Instant: Comparable, Hashable, Sendable {
+package struct Instant: Comparable, Hashable, Sendable, BitwiseCopyable {
     package var nanoseconds: Int64
 
     @inlinable

@@ -1,7 +1,7 @@
 // Where a message and a recipient's job stand in the spool.
 
 /// A stored message: a segment of this node's ledger and the how many-th envelope in it.
-package struct StoredMessageRef: Hashable, Sendable {
+package struct StoredMessageRef: Hashable, Sendable, BitwiseCopyable {
     /// The ledger's handle of a live segment; valid in this process only, never written to disk.
     package let segment: UInt32
     /// Index of the envelope in its segment, from 0.

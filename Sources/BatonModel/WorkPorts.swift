@@ -101,6 +101,34 @@ package protocol WorkSignalling: AnyObject, Sendable {
     /// These recipients were found too old when their destination failed as a whole (or an operator bounced them): report
     /// and record them, then `settle`.
     func finalWithoutAttempt(_ items: [FinalWithoutAttempt])
+    /// These recipients have waited long while their destination failed as a whole: send a delay notice for each and record
+    /// `.delayNoticeSent`. They stay queued; nothing is to be settled.
+    func delayNoticesDue(_ items: [DelayNoticeDue])
+}
+
+extension WorkSignalling {
+    /// Notices are a courtesy: a delivery side that sends none is still right.
+    package func delayNoticesDue(_ items: [DelayNoticeDue]) {}
+}
+
+/// A recipient whose delay notice came due without an attempt of its own (RFC 3461 4.1, RFC 5321 4.5.4.1).
+package struct DelayNoticeDue: Sendable {
+    package let message: StoredMessageRef
+    package let envelope: Envelope?
+    package let recipient: PulledRecipient
+    /// When its destination is tried again.
+    package let until: Instant
+    package let reply: SMTPReply
+
+    package init(
+        message: StoredMessageRef, envelope: Envelope?, recipient: PulledRecipient, until: Instant, reply: SMTPReply
+    ) {
+        self.message = message
+        self.envelope = envelope
+        self.recipient = recipient
+        self.until = until
+        self.reply = reply
+    }
 }
 
 /// A recipient that ends without an attempt of its own.

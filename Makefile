@@ -1,0 +1,39 @@
+# Builds, shows and tests Baton on Debian 12 with Swift 6.3, git and make; what else is needed is apt-installed when it is missing.
+
+# What the build links against.
+BUILD_PACKAGES = liblz4-dev libunbound-dev libidn2-dev pkg-config
+# What `make run` shows the first steps with.
+RUN_PACKAGES = swaks
+# What the integration tests speak with.
+TEST_PACKAGES = swaks postfix nsd curl python3 strace iproute2
+
+BIN = .build/release
+
+.PHONY: run test build lint packages-build compare clean
+
+run: build
+	@.ci/packages $(RUN_PACKAGES)
+	@cluster/quickstart $(BIN)
+
+build: packages-build
+	swift build -c release --product baton
+	swift build -c release --product baton-bench
+
+test: packages-build
+	@.ci/packages $(TEST_PACKAGES)
+	@.ci/peers .build/peers
+	swift build --build-tests
+	BATON_PEERS="$(CURDIR)/.build/peers" swift test --skip-build
+
+lint:
+	swift format lint --strict -r Sources Tests
+
+packages-build:
+	@.ci/packages $(BUILD_PACKAGES)
+
+# Side by side with Postfix, which has to be installed (`make test` does that).
+compare: build
+	benchmarks/compare
+
+clean:
+	swift package clean

@@ -17,6 +17,7 @@ struct SinkCommand: ParsableCommand {
     @Option(help: "Event loops.") var loops = 1
     @Option(help: "Where to record every message and recipient.") var history: String?
     @Option(help: "Folder for whole messages (.eml) and envelopes (.env).") var keep: String?
+    @Flag(help: "With --keep: only mail that `send` did not make.") var keepForeign = false
     @Option(help: "Where to write the counts as JSON at the end.") var json: String?
     @Option(help: "Name in the greeting.") var hostname = "sink.example"
     @Option(help: "Wait before every reply.") var latency = SpanOption.zero
@@ -61,6 +62,7 @@ struct SinkCommand: ParsableCommand {
         behaviour.recipientsPerMessage = recipientsPerMessage
         behaviour.seed = seed
         behaviour.keepsWhole = keep != nil
+        behaviour.keepsForeignOnly = keepForeign
         for option in tempFail { behaviour.temporary[option.stage] = option.rate }
         for option in permFail { behaviour.permanent[option.stage] = option.rate }
         for option in drop { behaviour.drops[option.stage] = option.rate }

@@ -38,6 +38,8 @@ struct SinkBehaviour: Sendable {
     var recipientsPerMessage = 1000
     var seed: UInt64 = 1
     var keepsWhole = false
+    /// Keep only what carries no id of ours: a user's own mail among a load.
+    var keepsForeignOnly = false
 }
 
 /// A message as the sink took it, for `--keep`.
@@ -174,7 +176,7 @@ struct SinkSession: Sendable {
             return say(text, &out, dot: true)
         }
         accepted += 1
-        if keeps {
+        if keeps, !behaviour.keepsForeignOnly || done.id == nil {
             keptMessages.append(KeptMessage(sender: sender, recipients: keptRecipients, bytes: whole))
         }
         let reports = nullSender && done.id == nil ? ReportReader.read(whole) : []

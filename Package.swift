@@ -42,6 +42,7 @@ func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 /// Fixture folders are read by path from the sources' place, so they are no resources.
 func fixtures(of name: String) -> [String] {
     switch name {
+    case "BatonDNSTests": ["Fixtures"]
     default: []
     }
 }

@@ -128,7 +128,7 @@ final class ResolverWorker: @unchecked Sendable {
                 outgoing[receiver].append(reply)
             case .probe:
                 probe = ServerProbe(servers, id: UInt16(truncatingIfNeeded: random.next()))
-                probeDeadline = time.now() + DNSLimits.probeTimeout
+                probeDeadline = time.now() + min(DNSLimits.probeTimeout, timeout)
             }
         }
         // libunbound is out of memory or threads: as if our own bound were reached.

@@ -212,4 +212,11 @@ package protocol PermitLeasing: Sendable {
     func returnConnection(site: [UInt8])
     /// How many messages may start now for the site under `perSecond` (nil: unlimited), at most `wanted`.
     func takeMessages(site: [UInt8], perSecond: Double?, wanted: Int, now: Instant) -> Int
+    /// Whether somebody was refused a connection to the site, or any connection, and this caller should give up an idle one
+    /// for it. Asking takes the claim: one waiter gets one connection. The default knows no waiters.
+    func claimWaiter(site: [UInt8]) -> Bool
+}
+
+extension PermitLeasing {
+    package func claimWaiter(site: [UInt8]) -> Bool { false }
 }

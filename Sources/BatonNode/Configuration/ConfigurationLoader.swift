@@ -65,6 +65,7 @@ package enum ConfigurationLoader {
             reader.problems.append(problem(of: error, file: file))
         }
         reader.configuration.file = file
+        reader.configuration.lines = reader.lines
         if reader.problems.isEmpty || !reader.places.isEmpty { check(&reader, directory: directory, files: checkFiles) }
         guard reader.problems.isEmpty else {
             throw .invalid(reader.problems.sorted { ($0.line, $0.column) < ($1.line, $1.column) })

@@ -22,6 +22,8 @@ struct ConfigurationReader {
     var problems: [ConfigurationProblem] = []
     /// Place of each value read, by key.
     var places: [String: SourcePlace] = [:]
+    /// `NodeConfiguration.lines`; kept apart, since a group is read into a copy of the configuration.
+    var lines: [String: Int] = [:]
 
     init(file: String) {
         self.file = file
@@ -90,7 +92,7 @@ struct ConfigurationReader {
         // An empty value has no useful place of its own.
         let place = node.scalar?.string.isEmpty == true ? keyMark : node.mark
         places[full] = SourcePlace(place)
-        configuration.lines[full] = place?.line
+        lines[full] = place?.line
         do {
             try key.read(node, &root)
         } catch let problem as ValueProblem {
@@ -118,7 +120,7 @@ struct ConfigurationReader {
         for (index, item) in sequence.enumerated() {
             var element = make()
             places["\(name)[\(index)]"] = SourcePlace(item.mark)
-            configuration.lines["\(name)[\(index)]"] = item.mark?.line
+            lines["\(name)[\(index)]"] = item.mark?.line
             readGroup(item, prefix: "", shown: "\(name)[\(index)]", keys, &element)
             elements.append(element)
         }
@@ -148,7 +150,7 @@ package enum ConfigurationLimits {
     /// Bytes of a file.
     package static let fileBytes = 16 << 20
     /// Elements of `listeners`, `sites` or `routes`.
-    package static let listElements = 100_000
+    package static let listElements = 10_000
     /// Problems that are printed; the rest is counted.
     package static let problemsShown = 100
 }

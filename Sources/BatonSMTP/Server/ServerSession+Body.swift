@@ -97,7 +97,7 @@ extension ServerSession {
                     output.actions.append(.fragment(piece))
                 } else {
                     streamOpened = true
-                    output.actions.append(.openStream(message(piece, headroom: IncomingBody.headroom)))
+                    output.actions.append(.openStream(message(piece)))
                 }
             }
         }
@@ -118,9 +118,13 @@ extension ServerSession {
             if isStopping, state != .closed { end(.shuttingDown, &output) }
             return
         }
-        let headroom = body.isStreamed ? 0 : IncomingBody.headroom
-        let rest = body.takeRest()
-        let message = message(rest, headroom: headroom)
+        let message: ReceivedMessage
+        if body.isStreamed {
+            message = self.message(body.takeRest())
+        } else {
+            message = self.message(ByteBuffer())
+            content = body.takeRest()
+        }
         body.discard()
         streamOpened = false
         state = .awaitingVerdict
@@ -147,14 +151,14 @@ extension ServerSession {
         end(reply, &output)
     }
 
-    private func message(_ content: ByteBuffer, headroom: Int) -> ReceivedMessage {
+    private func message(_ piece: ByteBuffer) -> ReceivedMessage {
         let traits = BodyTraits(
             length: body.contentLength, crc32c: 0, headerLength: body.header.length ?? body.contentLength,
             leadingDots: framing.leadingDots, longestLine: framing.longestLine, hasEightBitBody: body.hasEightBitBody,
             hasEightBitHeader: body.hasEightBitHeader, endsWithCRLF: framing.endsWithCRLF)
         return ReceivedMessage(
             id: id, helo: helo, isExtended: isExtended, sender: draft.sender, parameters: draft.parameters,
-            recipients: draft.recipients, header: body.header, traits: traits, content: content, headroom: headroom,
+            recipients: draft.recipients, header: body.header, traits: traits, piece: piece,
             isStreamed: body.isStreamed, startedAt: bodyStartedAt)
     }
 

@@ -88,7 +88,7 @@ extension ServerSession {
         case .noop: answer(.ok, &output)
         case .vrfy: answer(.cannotVerify, &output)
         case .help: answer(.help, &output)
-        case .quit: end(.bye, &output)
+        case .quit: end(.bye, &output, lingering: false)
         case .expn, .starttls, .auth, .unimplemented: answer(.notImplemented, &output)
         case .http:
             // Only the first line proves a browser; later it is one more unknown word.

@@ -30,9 +30,9 @@ package struct ReceivedMessage: Sendable {
     package let header: HeaderWatch
     /// Without CRC32C and without what the shell adds in front. Of an opened stream: so far.
     package let traits: BodyTraits
-    /// Whole message behind `headroom` octets; of a stream the first piece, or the last.
-    package let content: ByteBuffer
-    package let headroom: Int
+    /// Of a stream: the first piece, behind `IncomingBody.headroom` octets, or the last one. A whole message is fetched with
+    /// `ServerSession.takeContent`, so that nobody else holds its buffer and the added fields can be written into it.
+    package let piece: ByteBuffer
     package let isStreamed: Bool
     package let startedAt: Instant
 }
@@ -48,8 +48,9 @@ package enum ServerAction: Sendable {
     /// The open stream is void.
     case abandonStream
     case reject(RejectionEvent)
-    /// Close once the replies are out.
-    case close
+    /// Close once the replies are out. `lingering`: the client may still be sending, so that closing at once would reset the
+    /// connection and take the last reply with it.
+    case close(lingering: Bool)
 }
 
 /// Replies and actions of a step. Reused, so that a step allocates nothing.
@@ -121,6 +122,8 @@ package struct ServerSession: Sendable {
     var id = MessageID(high: 0, low: 0)
     var framing = DataFraming(.dotted, normalizesBareLF: false)
     var body = IncomingBody()
+    /// A whole message until the shell takes it.
+    var content = ByteBuffer()
     var failure: BodyFailure?
     var streamOpened = false
     var chunkRemaining = 0
@@ -141,7 +144,14 @@ package struct ServerSession: Sendable {
     }
 
     /// Octets of the body held here, for the memory budget.
-    package var heldBytes: Int { body.heldBytes }
+    package var heldBytes: Int { body.heldBytes + content.capacity }
+
+    /// The whole message of `ServerAction.submit`, behind `IncomingBody.headroom` octets. Once per such action.
+    package mutating func takeContent() -> ByteBuffer {
+        var taken = ByteBuffer()
+        swap(&taken, &content)
+        return taken
+    }
 
     /// Whether the client waits for the spool.
     package var awaitsVerdict: Bool { state == .awaitingVerdict }
@@ -203,7 +213,7 @@ package struct ServerSession: Sendable {
         if isStopping {
             end(.shuttingDown, &output)
         } else if closesAfterVerdict {
-            close(&output)
+            close(&output, lingering: false)
         }
     }
 
@@ -263,12 +273,12 @@ package struct ServerSession: Sendable {
         if state == .awaitingVerdict {
             closesAfterVerdict = true
         } else {
-            close(&output)
+            close(&output, lingering: false)
         }
     }
 
     /// The connection is gone. A message that is with the spool stays there.
-    package mutating func connectionLost(into output: inout ServerOutput) { close(&output) }
+    package mutating func connectionLost(into output: inout ServerOutput) { close(&output, lingering: false) }
 
     // MARK: Ways to answer
 
@@ -285,17 +295,17 @@ package struct ServerSession: Sendable {
     }
 
     /// A last reply, then the end.
-    mutating func end(_ reply: ServerReply, _ output: inout ServerOutput) {
+    mutating func end(_ reply: ServerReply, _ output: inout ServerOutput, lingering: Bool = true) {
         reply.write(into: &output.replies)
-        close(&output)
+        close(&output, lingering: lingering)
     }
 
-    mutating func close(_ output: inout ServerOutput) {
+    mutating func close(_ output: inout ServerOutput, lingering: Bool) {
         guard state != .closed else { return }
         dropBody(&output)
         state = .closed
         deadline = .distantFuture
-        output.actions.append(.close)
+        output.actions.append(.close(lingering: lingering))
     }
 
     /// Forgets the transaction (RSET, EHLO, after a reply to data).

@@ -59,6 +59,10 @@ package struct ClientSession: StateMachine {
         default: false
         }
     }
+    /// Whether a fragmented body is on its way by DATA, so that `.writable` is waited for.
+    package var isStreaming: Bool { phase == .streaming }
+    /// The fragment that `.wantFragment` asked for last.
+    package var fragmentWanted: UInt32 { current?.nextFragment ?? 0 }
     /// The peer's MAILMAX is used up (RFC 9422).
     package var isExhausted: Bool { capabilities.transactionsMax.map { transactions >= $0 } ?? false }
 

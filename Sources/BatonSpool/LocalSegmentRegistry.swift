@@ -73,40 +73,51 @@ package final class LocalSegmentRegistry: SegmentRegistry {
     }
 
     package func store(_ key: SegmentKey) throws(SpoolError) -> RegistryAnswer {
-        try change(key.id, expecting: key.revision) { revision in
-            var stored = key
-            stored.revision = revision
-            return stored
-        }
+        try change([(key.id, key.revision, key)]).first ?? .conflict(nil)
+    }
+
+    package func store(_ keys: [SegmentKey]) throws(SpoolError) -> [RegistryAnswer] {
+        try change(keys.map { ($0.id, $0.revision, $0) })
     }
 
     package func remove(_ key: SegmentKey) throws(SpoolError) -> RegistryAnswer {
-        try change(key.id, expecting: key.revision) { _ in nil }
+        try change([(key.id, key.revision, nil)]).first ?? .conflict(nil)
     }
 
-    private func change(
-        _ id: SegmentID, expecting revision: UInt64, to make: (UInt64) -> SegmentKey?
-    ) throws(SpoolError) -> RegistryAnswer {
-        let result: Result<RegistryAnswer, SpoolError> = state.withLock { state in
+    private typealias Change = (id: SegmentID, expected: UInt64, key: SegmentKey?)
+
+    private func change(_ changes: [Change]) throws(SpoolError) -> [RegistryAnswer] {
+        let result: Result<[RegistryAnswer], SpoolError> = state.withLock { state in
             guard !state.unknown else {
                 return .failure(SpoolError(.registryFailed, "the registry's last change has an unknown outcome"))
             }
-            let current = state.keys[id]
-            guard (current?.revision ?? 0) == revision else { return .success(.conflict(current)) }
             var keys = state.keys
-            let next = state.revision &+ 1
-            let key = make(next)
-            keys[id] = key
-            let payload = RegistryFormat.encode(id: registryID, revision: next, keys: keys.values)
+            var revision = state.revision
+            var answers: [RegistryAnswer] = []
+            for change in changes {
+                let current = keys[change.id]
+                guard (current?.revision ?? 0) == change.expected else {
+                    answers.append(.conflict(current))
+                    continue
+                }
+                revision &+= 1
+                var key = change.key
+                key?.revision = revision
+                keys[change.id] = key
+                answers.append(.committed(key))
+            }
+            guard revision != state.revision else { return .success(answers) }
+            let payload = RegistryFormat.encode(id: registryID, revision: revision, keys: keys.values)
             do throws(DiskError) {
                 try SmallFile.replace("registry", in: directory, with: payload, on: disk)
             } catch {
-                state.unknown = true
+                // Before the rename nothing has happened; from there on the outcome is unknown.
+                if error.call == "rename" || error.call == "fsync" { state.unknown = true }
                 return .failure(SpoolError(.registryFailed, "the registry cannot be written", error))
             }
             state.keys = keys
-            state.revision = next
-            return .success(.committed(key))
+            state.revision = revision
+            return .success(answers)
         }
         return try result.get()
     }

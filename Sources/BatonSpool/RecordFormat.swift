@@ -53,9 +53,10 @@ package struct MovedFrom: Hashable, Sendable {
 /// A message as it stands in an envelope block.
 ///
 /// ```
-///  0  u32 record length, a multiple of 8, all of this   4  u8 kind = 1   5  u8 bits (1: fragmented, 2: moved)   6  u16 zero
-///  8  u32 extents   12  u32 envelope length
-/// 16  extents, 24 bytes each (one for a whole body)
+///  0  u32 record length, a multiple of 8, all of this   4  u32 CRC32C of the record from 8 to its end
+///  8  u8 kind = 1   9  u8 bits (1: fragmented, 2: moved)   10  u16 zero   12  u32 extents   16  u32 envelope length
+/// 20  u32 zero
+/// 24  extents, 24 bytes each (one for a whole body)
 ///     moved only: 24 bytes source segment, u32 source record, u32 outcomes, u64 drain epoch, u32 n, outcome records
 ///     envelope (`EnvelopeCodec`), zeros up to a multiple of 8
 /// ```
@@ -66,7 +67,7 @@ package struct MessageRecord: Sendable {
     package let moved: MovedFrom?
 
     static let kind: UInt8 = 1
-    static let headLength = 16
+    static let headLength = 24
 
     /// Stored bytes of the body.
     var storedBytes: Int { extents.reduce(0) { $0 + Int($1.storedLength) } }
@@ -84,20 +85,26 @@ package enum RecordFormat {
     static let fragmentKind: UInt8 = 2
 
     /// ```
-    ///  0  u32 record length = 48   4  u8 kind = 2   5  3 bytes zero   8  u64 stream   16  u32 fragment number  20 u32 zero
-    /// 24  extent
+    ///  0  u32 record length = 48   4  u32 CRC32C of the record from 8 to its end
+    ///  8  u8 kind = 2   9  3 bytes zero   12  u32 fragment number   16  u64 stream   24  extent
     /// ```
     static let fragmentLength = 48
 
     static func padded(_ length: Int) -> Int { (length + 7) & ~7 }
 
+    /// Sets the CRC32C of the record at `start`, once everything else of it stands.
+    static func seal(recordAt start: Int, length: Int, in buffer: inout ByteBuffer) {
+        buffer.setInteger(buffer.crc32c(at: start + 8, length: length - 8), at: start + 4, endianness: .little)
+    }
+
     /// Reads the record at the buffer's start; nil for anything that was not written by this format.
     package static func read(_ buffer: inout ByteBuffer, blockOffset: Int) -> ChunkRecord? {
         guard let length: UInt32 = buffer.getInteger(at: buffer.readerIndex, endianness: .little),
-            length >= 16, length % 8 == 0, Int(length) <= buffer.readableBytes,
+            length >= 24, length % 8 == 0, Int(length) <= buffer.readableBytes,
             var record = buffer.readSlice(length: Int(length)),
-            let (_, kind, bits, _) = record.readMultipleIntegers(
-                endianness: .little, as: (UInt32, UInt8, UInt8, UInt16).self)
+            let (_, crc, kind, bits, _) = record.readMultipleIntegers(
+                endianness: .little, as: (UInt32, UInt32, UInt8, UInt8, UInt16).self),
+            record.crc32c(at: record.readerIndex - 4, length: Int(length) - 8) == crc
         else { return nil }
         switch kind {
         case MessageRecord.kind:
@@ -105,8 +112,7 @@ package enum RecordFormat {
             return .message(message, at: blockOffset, length: Int(length))
         case fragmentKind:
             guard
-                let (stream, index, _) = record.readMultipleIntegers(
-                    endianness: .little, as: (UInt64, UInt32, UInt32).self),
+                let (index, stream) = record.readMultipleIntegers(endianness: .little, as: (UInt32, UInt64).self),
                 let extent = BodyExtent.read(&record), record.readableBytes == 0
             else { return nil }
             return .fragment(stream: stream, index: index, extent)
@@ -116,7 +122,8 @@ package enum RecordFormat {
 
     private static func readMessage(_ record: inout ByteBuffer, bits: UInt8) -> MessageRecord? {
         guard bits <= 3,
-            let (count, envelopeLength) = record.readMultipleIntegers(endianness: .little, as: (UInt32, UInt32).self),
+            let (count, envelopeLength, _) = record.readMultipleIntegers(
+                endianness: .little, as: (UInt32, UInt32, UInt32).self),
             Int(count) <= SpoolLimits.fragmentsPerMessage, Int(count) * BodyExtent.length <= record.readableBytes,
             bits & 1 != 0 || count == 1
         else { return nil }
@@ -167,7 +174,7 @@ package enum RecordFormat {
 
     static func writeFragment(stream: UInt64, index: UInt32, _ extent: BodyExtent, into buffer: inout ByteBuffer) {
         buffer.writeMultipleIntegers(
-            UInt32(fragmentLength), fragmentKind, UInt8(0), UInt16(0), stream, index, UInt32(0), endianness: .little)
+            UInt32(fragmentLength), UInt32(0), fragmentKind, UInt8(0), UInt16(0), index, stream, endianness: .little)
         extent.write(into: &buffer)
     }
 }

@@ -74,6 +74,8 @@ package protocol SegmentRegistry: Sendable {
     func read(_ id: SegmentID) throws(SpoolError) -> SegmentKey?
     /// Stores `key` if the stored revision equals `key.revision` (0: there is none).
     func store(_ key: SegmentKey) throws(SpoolError) -> RegistryAnswer
+    /// The same for many at once, each by itself; cheaper where one write holds all. Answers in the same order.
+    func store(_ keys: [SegmentKey]) throws(SpoolError) -> [RegistryAnswer]
     /// Removes the key if its revision is still that of `key`.
     func remove(_ key: SegmentKey) throws(SpoolError) -> RegistryAnswer
 }

@@ -96,12 +96,11 @@ extension ByteBuffer {
     /// CRC32C of the readable bytes.
     var crc32c: UInt32 { withUnsafeReadableBytes { CRC32C.of($0) } }
 
-    /// CRC32C of `length` bytes from `index`; both lie within the readable bytes, which the caller has checked.
+    /// CRC32C of `length` bytes from `index`; both lie within what was written, which the caller has checked.
     func crc32c(at index: Int, length: Int, seed: UInt32 = 0) -> UInt32 {
-        withUnsafeReadableBytes { bytes in
-            let from = index - readerIndex
-            precondition(from >= 0 && length >= 0 && from + length <= bytes.count)
-            return CRC32C.of(UnsafeRawBufferPointer(rebasing: bytes[from..<(from + length)]), seed: seed)
+        withVeryUnsafeBytes { bytes in
+            precondition(index >= 0 && length >= 0 && index + length <= writerIndex)
+            return CRC32C.of(UnsafeRawBufferPointer(rebasing: bytes[index..<(index + length)]), seed: seed)
         }
     }
 

@@ -1,5 +1,6 @@
 // The one error type of the spool's start and maintenance; mail-path failures are `SubmissionRefusal` values instead.
 import BatonRuntime
+import Glibc
 
 package struct SpoolError: Error, Sendable {
     package enum Code: Sendable {
@@ -37,4 +38,9 @@ package enum SpoolFailure: Sendable {
     case laneDead(DiskError)
     /// An outcome log's write or fdatasync failed: its segment is never reclaimed by this process.
     case outcomeLogFailed(SegmentName, DiskError)
+}
+
+extension DiskError {
+    static let noSpace = ENOSPC
+    static let quota = EDQUOT
 }

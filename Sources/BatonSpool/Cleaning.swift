@@ -1,0 +1,3 @@
+// placeholder
+import BatonModel
+struct CleaningRun: Sendable {}

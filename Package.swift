@@ -150,7 +150,7 @@ let beside: [Target] = [
         "BatonDeliveryTests",
         [
             "BatonDelivery", "BatonQueue", "BatonDNS", "BatonSMTP", "BatonMail", "BatonModel", "BatonRuntime",
-            "BatonCore", nioCore, nioPosix, nioEmbedded,
+            "BatonCore", nioCore, nioPosix, nioEmbedded, logging,
         ]),
     tests(
         "BatonNodeTests",

@@ -52,7 +52,7 @@ final class Nsd {
         let script = "\"$0\" -d -c \"$1\" </dev/null >\"$2\" 2>&1 & child=$!; cat >/dev/null; kill $child; wait $child"
         process.arguments = ["-c", script, nsdPath, folder.path + "/nsd.conf", folder.path + "/nsd.log"]
         process.standardInput = input
-        try process.run()
+        try Self.withoutBlockedSignals { try process.run() }
         try waitUntilItAnswers()
     }
 
@@ -60,6 +60,16 @@ final class Nsd {
         try? input.fileHandleForWriting.close()
         process.waitUntilExit()
         try? FileManager.default.removeItem(at: folder)
+    }
+
+    /// Threads of the test runner block SIGTERM; a child would inherit that and never end.
+    private static func withoutBlockedSignals(_ body: () throws -> Void) rethrows {
+        var none = sigset_t()
+        var before = sigset_t()
+        sigemptyset(&none)
+        pthread_sigmask(SIG_SETMASK, &none, &before)
+        defer { pthread_sigmask(SIG_SETMASK, &before, nil) }
+        try body()
     }
 
     private func waitUntilItAnswers() throws {

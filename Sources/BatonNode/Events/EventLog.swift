@@ -1,0 +1,107 @@
+// The event log: JSON lines on a thread of their own, fdatasync'ed before they count as synced, never dropped.
+import BatonCore
+import BatonModel
+import BatonRuntime
+import Logging
+import Metrics
+import Synchronization
+
+/// `events:` of the configuration, and the log's own bounds.
+package struct EventSettings: Sendable {
+    /// Files whose events are all older are removed.
+    package var retention = TimeSpan.days(7)
+    /// Bytes of all files; the oldest are removed above it.
+    package var maxSize = Int64(20) * Int64(ByteCount.gibi)
+    /// A file is rolled at this size or age.
+    package var fileSize = Int64(256) * Int64(ByteCount.mebi)
+    package var fileAge = TimeSpan.hours(1)
+    /// Written events are fdatasync'ed within this time.
+    package var syncInterval = TimeSpan.milliseconds(500)
+    /// Formatted bytes and waiting events that may be unsynced; past either the log is full and new mail gets 452.
+    package var unsyncedBytes = 64 * ByteCount.mebi
+    package var waitingEvents = 500_000
+
+    package init() {}
+}
+
+/// `EventRecording` on disk. `record` is for any thread and never blocks; what it took is written and synced in order.
+///
+/// A write or fdatasync that fails is not retried in its file: everything since the last good sync is written again to a new
+/// file, so that an event may stand twice (same `event_id`) and never not at all. Until that works `isFull` is true.
+package final class EventLog: EventRecording {
+    enum Item: Sendable {
+        case events([MailEvent])
+        case rejections([RejectionEvent])
+    }
+
+    private let mailbox = ThreadMailbox<Item>(capacity: .max)
+    private let recordedCount = Atomic<UInt64>(0)
+    private let syncedCount = Atomic<UInt64>(0)
+    private let full = Atomic<Bool>(false)
+    private let settings: EventSettings
+    private let thread: Mutex<DedicatedThread?> = Mutex(nil)
+    package let directory: String
+
+    private init(directory: String, settings: EventSettings) {
+        self.directory = directory
+        self.settings = settings
+    }
+
+    /// Makes the directory and the first file. Blocking. Throws what the disk says.
+    package static func open(
+        directory: String, disk: any Disk, configuration: EventSettings, nodeID: String, time: any TimeSource,
+        logger: Logger
+    ) throws -> EventLog {
+        let log = EventLog(directory: directory, settings: configuration)
+        var writer = try EventWriter(
+            directory: directory, disk: disk, settings: configuration, nodeID: nodeID, now: time.now(), logger: logger)
+        let started = DedicatedThread(name: "events") { [log] in
+            let interval = configuration.syncInterval.nanoseconds
+            while let items = log.mailbox.take(limit: 4096, timeoutNanoseconds: writer.isClean ? nil : interval) {
+                writer.take(items)
+                log.publish(writer.turn(at: time.now(), force: false), writer)
+            }
+            log.publish(writer.turn(at: time.now(), force: true), writer)
+            writer.close()
+        }
+        log.thread.withLock { $0 = started }
+        return log
+    }
+
+    private func publish(_ synced: UInt64, _ writer: borrowing EventWriter) {
+        syncedCount.store(synced, ordering: .releasing)
+        full.store(writer.isFull, ordering: .releasing)
+    }
+
+    package func record(_ events: [MailEvent]) {
+        guard !events.isEmpty else { return }
+        mailbox.deliver(CollectionOfOne(.events(events)))
+        recordedCount.add(UInt64(events.count), ordering: .acquiringAndReleasing)
+    }
+
+    package func record(rejections: [RejectionEvent]) {
+        guard !rejections.isEmpty else { return }
+        mailbox.deliver(CollectionOfOne(.rejections(rejections)))
+        recordedCount.add(UInt64(rejections.count), ordering: .acquiringAndReleasing)
+    }
+
+    package var recorded: UInt64 { recordedCount.load(ordering: .acquiring) }
+    package var synced: UInt64 { syncedCount.load(ordering: .acquiring) }
+
+    package var isFull: Bool {
+        if full.load(ordering: .acquiring) { return true }
+        let recorded = recorded
+        let synced = synced
+        return recorded > synced && recorded - synced > UInt64(settings.waitingEvents)
+    }
+
+    /// Writes and syncs what was recorded, then ends the thread. Blocking, not on a loop. Idempotent.
+    package func stop() {
+        mailbox.close()
+        let running = thread.withLock { thread in
+            defer { thread = nil }
+            return thread
+        }
+        running?.join()
+    }
+}

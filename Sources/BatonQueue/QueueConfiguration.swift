@@ -30,7 +30,7 @@ package struct RetrySchedule: Hashable, Sendable {
     package func wait(after failures: Int) -> TimeSpan {
         // Powers above this only overflow to infinity, which the cap catches; the bound keeps the argument sane.
         let exponent = Double(Swift.min(Swift.max(failures, 1) - 1, 10_000))
-        let scale = pow(Swift.max(factor, 1), exponent)
+        let scale = pow(factor >= 1 ? factor : 1, exponent)
         let grown = scale.isFinite ? first.multiplied(by: scale) : max
         return Swift.max(Swift.min(grown, max), Self.waitMin)
     }
@@ -46,7 +46,7 @@ package struct RetrySchedule: Hashable, Sendable {
     }
 
     private func spread(_ wait: TimeSpan, random: inout SplitMix64) -> TimeSpan {
-        let share = Swift.min(Swift.max(jitter, 0), 1)
+        let share = jitter.isFinite ? Swift.min(Swift.max(jitter, 0), 1) : 0
         return Swift.max(wait.multiplied(by: 1 + share * (2 * random.unit() - 1)), Self.waitMin)
     }
 }

@@ -33,25 +33,32 @@ extension OutcomeWriter {
         append(.outcome(OutcomeRecord(outcome, record: target.record)), to: target.segment)
     }
 
-    /// Begins to mirror and gives the last outcomes of every recipient on record; nil if the log cannot be read whole.
-    mutating func beginMirror(_ handle: UInt32, at now: Instant) -> [UInt32: [UInt32: OutcomeRecord]]? {
+    /// Begins to mirror and gives the outcomes on record by message, without those that a later deferral of the same recipient
+    /// made idle; nil if the log cannot be read whole.
+    mutating func beginMirror(_ handle: UInt32, at now: Instant) -> [UInt32: [OutcomeRecord]]? {
         flush(at: now)
         guard let name = ledger.name(of: handle), logs[handle]?.failed != true, logs[handle]?.waitingBytes ?? 0 == 0
         else { return nil }
-        var last: [UInt32: [UInt32: OutcomeRecord]] = [:]
+        var found: [UInt32: [OutcomeRecord]] = [:]
         do throws(DiskError) {
             let read = try OutcomeLog.read("\(directory)/\(name.outcomeFile)", segment: name.id, from: disk) {
                 entry, _ in
                 guard case .outcome(let record) = entry else { return }
-                if last[record.record]?[record.recipient]?.verdict.isFinal == true { return }
-                last[record.record, default: [:]][record.recipient] = record
+                found[record.record, default: []].removeAll { earlier in
+                    guard case .deferred = earlier.verdict, case .delayNoticeSent = record.verdict else {
+                        if case .deferred = earlier.verdict { return earlier.recipient == record.recipient }
+                        return false
+                    }
+                    return false
+                }
+                found[record.record, default: []].append(record)
             }
             guard read.damaged == 0 else { return nil }
         } catch {
             return nil
         }
         mirrors[handle] = CleaningMirror()
-        return last
+        return found
     }
 
     /// All messages have landed: what came meanwhile is written there too, and synced. False if the disk refused.

@@ -94,7 +94,10 @@ struct LaneWriter: Sendable {
     // MARK: Forming a chunk
 
     private mutating func formChunk(at now: Instant) {
-        guard !shared.dead.load(ordering: .relaxed), open != nil else { return refuseAll(.storageFailed) }
+        guard !shared.dead.load(ordering: .relaxed) else { return refuseAll(.storageFailed) }
+        if open == nil { roll(at: now) }
+        // A start on a full disk has no segment yet.
+        guard open != nil else { return refuseAll(.diskFull) }
         builder.begin()
         items.removeAll(keepingCapacity: true)
         var target: UInt32?

@@ -55,6 +55,15 @@ struct RecoveryStream {
             case .delivered, .bounced, .expired, .adminBounced: final = true
             }
         }
+
+        mutating func merge(_ later: RecipientState) {
+            attempts = max(attempts, later.attempts)
+            due = later.due ?? due
+            doubts &+= later.doubts
+            delayNoticeSent = delayNoticeSent || later.delayNoticeSent
+            reply = later.reply ?? reply
+            final = final || later.final
+        }
     }
 
     private typealias Progress = [UInt32: [UInt32: RecipientState]]
@@ -107,7 +116,7 @@ struct RecoveryStream {
         states = [:]
         for outcome in moved.outcomes { states[outcome.recipient, default: RecipientState()].apply(outcome) }
         // What was recorded here came after the move.
-        for (recipient, state) in later { states[recipient] = state }
+        for (recipient, state) in later { states[recipient, default: RecipientState()].merge(state) }
     }
 
     private mutating func apply(

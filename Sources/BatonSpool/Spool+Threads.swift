@@ -1,0 +1,240 @@
+// The loops of the spool's threads, and `pump`, which runs them all on one thread for tests.
+import BatonCore
+import BatonModel
+import BatonRuntime
+import Glibc
+import Logging
+import NIOCore
+import Synchronization
+
+enum ReadWork: Sendable {
+    case body(BodyRead, any BodyReadReceiving)
+    case history(StoredMessageRef, CheckedContinuation<[Outcome]?, Never>)
+}
+
+extension Spool {
+    func startThreads() {
+        writers.withLock { $0.append(DedicatedThread(name: "spool-writer") { self.runWriter() }) }
+        others.withLock { threads in
+            threads.append(DedicatedThread(name: "spool-outcomes") { self.runOutcomes() })
+            threads.append(DedicatedThread(name: "spool-keeper") { self.runKeeper() })
+            for index in 0..<max(1, configuration.readerThreads) {
+                threads.append(DedicatedThread(name: "spool-reader-\(index)") { self.runReader() })
+            }
+        }
+    }
+
+    /// No timer while nothing waits: only a non-empty segment's age is waited for.
+    private func runWriter() {
+        while true {
+            let now = time.now()
+            let timeout = writer.withLock { $0?.rollTimeout(at: now) }
+            guard let batch = laneMailbox.take(limit: 2 * Limits.chunkMessages, timeoutNanoseconds: timeout) else {
+                return
+            }
+            let then = time.now()
+            writer.withLock { $0?.process(batch, at: then) }
+        }
+    }
+
+    private func runOutcomes() {
+        let interval = min(configuration.outcomeSyncInterval.nanoseconds, 1_000_000_000)
+        var last = time.now()
+        while true {
+            let wait = max(1_000_000, interval - (time.now() - last).nanoseconds)
+            guard var batch = outcomeMailbox.take(timeoutNanoseconds: wait) else { return }
+            if !batch.isEmpty {
+                // Nobody waits for these: a moment's gathering saves a wake and a write for each delivery.
+                usleep(2_000)
+                batch += outcomeMailbox.take(timeoutNanoseconds: 0) ?? []
+            }
+            let now = time.now()
+            outcomes.withLock { writer in
+                for outcomes in batch { writer.process(outcomes, at: now) }
+            }
+            if (now - last).nanoseconds >= interval {
+                last = now
+                tickOutcomes(at: now)
+            }
+        }
+    }
+
+    private func tickOutcomes(at now: Instant) {
+        let done = outcomes.withLock { $0.tick(at: now) }
+        if !done.isEmpty { keeperMailbox.deliver(CollectionOfOne(.reclaim(done))) }
+    }
+
+    private func runKeeper() {
+        var last = time.now()
+        while true {
+            guard let work = keeperMailbox.take(timeoutNanoseconds: 1_000_000_000) else { return }
+            let now = time.now()
+            keeper.withLock { $0.process(work, outcomes: outcomes, at: now) }
+            if (now - last).nanoseconds >= 1_000_000_000 {
+                last = now
+                keeper.withLock { $0.tick(at: now) }
+                stepCleaning(at: now)
+            }
+        }
+    }
+
+    private func runReader() {
+        var reader = SegmentReader(disk: directory.disk, directory: directory.segmentsPath)
+        while let batch = readMailbox.take(limit: 32) { answer(batch, by: &reader) }
+        reader.close()
+    }
+
+    // MARK: Reading
+
+    private func answer(_ batch: [ReadWork], by reader: inout SegmentReader) {
+        var groups: [(receiver: any BodyReadReceiving, results: [BodyReadResult])] = []
+        for work in batch {
+            switch work {
+            case .body(let request, let receiver):
+                let result = BodyReadResult(token: request.token, outcome: read(request, by: &reader))
+                if let index = groups.lastIndex(where: { $0.receiver === receiver }) {
+                    groups[index].results.append(result)
+                } else {
+                    groups.append((receiver, [result]))
+                }
+            case .history(let message, let continuation): continuation.resume(returning: readHistory(of: message))
+            }
+        }
+        for (receiver, results) in groups { receiver.bodiesRead(results) }
+    }
+
+    private func read(_ request: BodyRead, by reader: inout SegmentReader) -> BodyReadOutcome {
+        let first = attempt(request, by: &reader)
+        // Its segment may have been cleaned away between look-up and read: the ledger knows the new place.
+        guard case .failed(let errno) = first, errno == ENOENT else { return first }
+        return attempt(request, by: &reader)
+    }
+
+    private func attempt(_ request: BodyRead, by reader: inout SegmentReader) -> BodyReadOutcome {
+        guard let location = ledger.location(of: request.ref) else { return .failed(errno: ENOENT) }
+        switch request.part {
+        case .message:
+            switch reader.message(at: location) {
+            case .found(let message): return .message(message.envelope, message.body)
+            case .damaged: return quarantine(request.ref, location)
+            case .failed(let error): return .failed(errno: error.errno)
+            }
+        case .fragment(let index):
+            switch reader.fragment(index, at: location) {
+            case .found(let bytes): return .fragment(bytes)
+            case .damaged: return quarantine(request.ref, location)
+            case .failed(let error): return .failed(errno: error.errno)
+            }
+        }
+    }
+
+    /// Damage found while reading: its segment stays for good, and `/health` says so.
+    private func quarantine(_ ref: StoredMessageRef, _ location: MessageLocation) -> BodyReadOutcome {
+        guard damagedMessages.withLock({ $0.insert(ref).inserted }) else { return .damaged }
+        ledger.update(location.segment) { entry in
+            entry.damaged = true
+            let index = Int(location.record)
+            entry.quarantinedBytes += index < entry.sizes.count ? Int64(entry.sizes[index]) : 0
+        }
+        logger.error(
+            "spool: a stored message is damaged: quarantined, not sent",
+            metadata: ["segment": "\(location.name)", "record": "\(location.record)"])
+        return .damaged
+    }
+
+    private func readHistory(of message: StoredMessageRef) -> [Outcome]? {
+        guard let location = ledger.location(of: message) else { return nil }
+        var found: [Outcome] = []
+        let path = "\(directory.segmentsPath)/\(location.name.outcomeFile)"
+        let read = try? OutcomeLog.read(path, segment: location.name.id, from: directory.disk) { entry, _ in
+            if case .outcome(let record) = entry, record.record == location.record {
+                found.append(record.outcome(of: message))
+            }
+        }
+        return read == nil ? nil : found
+    }
+
+    // MARK: By hand
+
+    /// Everything that waits, on the caller's thread, until nothing is left. Only with `Threading.manual`.
+    package func pump() {
+        guard threading == .manual else { return }
+        var busy = true
+        while busy {
+            busy = false
+            let now = time.now()
+            if let batch = laneMailbox.take(limit: 2 * Limits.chunkMessages, timeoutNanoseconds: 0), !batch.isEmpty {
+                busy = true
+                writer.withLock { $0?.process(batch, at: now) }
+            }
+            busy = drainOutcomes() || busy
+            busy = drainKeeper() || busy
+            if let batch = readMailbox.take(limit: 32, timeoutNanoseconds: 0), !batch.isEmpty {
+                busy = true
+                manualReader.withLock { answer(batch, by: &$0) }
+            }
+        }
+    }
+
+    /// The once-a-second work of all threads. Only with `Threading.manual`.
+    package func tick() {
+        guard threading == .manual else { return }
+        let now = time.now()
+        writer.withLock { $0?.process([], at: now) }
+        pump()
+        tickOutcomes(at: now)
+        keeper.withLock { $0.tick(at: now) }
+        pump()
+        stepCleaning(at: now)
+        pump()
+    }
+
+    @discardableResult
+    func drainOutcomes() -> Bool {
+        guard let batch = outcomeMailbox.take(timeoutNanoseconds: 0), !batch.isEmpty else { return false }
+        let now = time.now()
+        outcomes.withLock { writer in
+            for outcomes in batch { writer.process(outcomes, at: now) }
+        }
+        return true
+    }
+
+    @discardableResult
+    func drainKeeper() -> Bool {
+        guard let work = keeperMailbox.take(timeoutNanoseconds: 0), !work.isEmpty else { return false }
+        let now = time.now()
+        keeper.withLock { $0.process(work, outcomes: outcomes, at: now) }
+        return true
+    }
+
+    // MARK: Counts
+
+    /// Any thread; walks the segments, not the messages.
+    package var stats: SpoolStats {
+        var stats = SpoolStats()
+        stats.syncs = configuration.sync
+        ledger.state.withLock { state in
+            for entry in state.entries.values {
+                if entry.sealed { stats.segmentsSealed += 1 } else { stats.segmentsOpen += 1 }
+                stats.bytes += entry.length
+                stats.liveBytes += entry.liveBytes
+                stats.messages += entry.liveMessages
+                stats.liveRecipients += entry.liveRecipients
+                stats.quarantinedBytes += entry.quarantinedBytes
+                if entry.damaged { stats.damagedSegments += 1 }
+            }
+        }
+        stats.dirtyOutcomeLogs = outcomes.withLock { $0.dirtyCount }
+        stats.commits = shared.commits.load(ordering: .relaxed)
+        stats.committedMessages = shared.committedMessages.load(ordering: .relaxed)
+        stats.committedBytes = shared.committedBytes.load(ordering: .relaxed)
+        stats.segmentsReclaimed = shared.segmentsReclaimed.load(ordering: .relaxed)
+        stats.segmentsCleaned = shared.segmentsCleaned.load(ordering: .relaxed)
+        stats.laneDead = shared.dead.load(ordering: .relaxed)
+        stats.diskFull = shared.diskFull.load(ordering: .relaxed)
+        stats.freeBytes = shared.freeBytes.load(ordering: .relaxed)
+        stats.totalBytes = shared.totalBytes.load(ordering: .relaxed)
+        stats.freeInodes = shared.freeInodes.load(ordering: .relaxed)
+        return stats
+    }
+}

@@ -22,6 +22,7 @@ let deque: Target.Dependency = .product(name: "DequeModule", package: "swift-col
 let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
 let metrics: Target.Dependency = .product(name: "Metrics", package: "swift-metrics")
 let lifecycle: Target.Dependency = .product(name: "ServiceLifecycle", package: "swift-service-lifecycle")
+let unixSignals: Target.Dependency = .product(name: "UnixSignals", package: "swift-service-lifecycle")
 let arguments: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
 let yams: Target.Dependency = .product(name: "Yams", package: "Yams")
 let hummingbird: Target.Dependency = .product(name: "Hummingbird", package: "hummingbird")
@@ -132,7 +133,7 @@ let floor7: [Target] = [
 
 let beside: [Target] = [
     module("BatonTestKit", ["BatonCore", "BatonRuntime", "BatonModel", nioCore, nioPosix, deque]),
-    tests("BatonCoreTests", ["BatonCore"]),
+    tests("BatonCoreTests", ["BatonCore", "CBatonSystem"]),
     tests("BatonRuntimeTests", ["BatonRuntime", "BatonCore", nioCore, nioPosix]),
     tests("BatonModelTests", ["BatonModel", "BatonCore", nioCore]),
     tests("BatonSMTPTests", ["BatonSMTP", "BatonModel", "BatonCore", nioCore]),

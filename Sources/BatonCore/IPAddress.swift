@@ -35,11 +35,27 @@ package struct IPAddress: Hashable, Sendable {
 
     /// Loopback, private, link-local, CGNAT, ULA, multicast, unspecified, documentation-free reserved and the like: never a
     /// target found through DNS unless `delivery.allow_private_addresses` says so (notes: SSRF by MX).
-    package var isPrivate: Bool { Self.privateBlocks.contains { $0.contains(self) } }
+    ///
+    /// NAT64 (RFC 6052) and 6to4 (RFC 3056) addresses are what the IPv4 address inside them is.
+    package var isPrivate: Bool {
+        if let inner = translatedIPv4 { return inner.isPrivate }
+        return Self.privateBlocks.contains { $0.contains(self) }
+    }
+
+    private var translatedIPv4: IPAddress? {
+        guard !isIPv4 else { return nil }
+        if octets.starts(with: Self.nat64Prefix) { return IPAddress(octets: octets[12...]) }
+        if octets.starts(with: Self.sixToFourPrefix) { return IPAddress(octets: octets[2..<6]) }
+        return nil
+    }
+
+    private static let nat64Prefix: [UInt8] = [0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0]
+    private static let sixToFourPrefix: [UInt8] = [0x20, 0x02]
 
     private static let privateBlocks: [AddressBlock] = [
         "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
-        "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3", "::/127", "64:ff9b::/96", "100::/64", "fc00::/7", "fe80::/10",
+        "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/3", "::/96", "64:ff9b:1::/48", "100::/64", "fc00::/7",
+        "fe80::/10",
         "fec0::/10", "ff00::/8",
     ].compactMap { AddressBlock($0) }
 

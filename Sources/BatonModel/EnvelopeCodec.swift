@@ -68,7 +68,9 @@ package enum EnvelopeCodec {
             let subjects = readSubjects(&buffer), buffer.readableBytes == 0
         else { return nil }
         var sender: MailAddress?
-        if !senderBytes.isEmpty {
+        if senderBytes.isEmpty {
+            guard senderLocal == 0 else { return nil }
+        } else {
             guard let address = address(senderBytes, localPartCount: Int(senderLocal)) else { return nil }
             sender = address
         }
@@ -101,7 +103,7 @@ package enum EnvelopeCodec {
         guard
             let (length, crc, header, dots, longest) = buffer.readMultipleIntegers(
                 endianness: .little, as: (UInt64, UInt32, UInt32, UInt32, UInt32).self),
-            let bits: UInt8 = buffer.readInteger(), length <= UInt64(Int32.max) * 4
+            let bits: UInt8 = buffer.readInteger(), bits & ~7 == 0, length <= UInt64(Int32.max) * 4
         else { return nil }
         return BodyTraits(
             length: Int(length), crc32c: crc, headerLength: Int(header), leadingDots: Int(dots),

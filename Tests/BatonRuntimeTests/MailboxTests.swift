@@ -1,0 +1,161 @@
+// Hand-over between threads: order, bounds, one wake per batch, closing.
+import BatonCore
+import BatonRuntime
+import Glibc
+import NIOCore
+import NIOPosix
+import Synchronization
+import Testing
+
+@Test func threadMailboxOverItsBoundTakesNothing() {
+    let mailbox = ThreadMailbox<Int>(capacity: 3)
+    #expect(mailbox.offer([1, 2]))
+    #expect(!mailbox.offer([3, 4]), "all or nothing")
+    #expect(mailbox.offer([3]))
+    #expect(!mailbox.offer([4]))
+    #expect(mailbox.offer([]))
+    #expect(mailbox.deliver([4, 5]), "bounded by its producer")
+    #expect(mailbox.count == 5)
+    #expect(mailbox.take(limit: 2) == [1, 2])
+    #expect(mailbox.take() == [3, 4, 5])
+}
+
+@Test func threadMailboxThatIsClosedGivesWhatItHasAndThenNil() {
+    let mailbox = ThreadMailbox<Int>(capacity: 3)
+    #expect(mailbox.offer([1]))
+    mailbox.close()
+    #expect(!mailbox.offer([2]))
+    #expect(!mailbox.deliver([2]))
+    #expect(mailbox.take() == [1])
+    #expect(mailbox.take() == nil)
+}
+
+@Test func threadMailboxWithoutOffersGivesUpInTime() {
+    let mailbox = ThreadMailbox<Int>(capacity: 3)
+    #expect(mailbox.take(timeoutNanoseconds: 1_000_000) == [])
+    #expect(mailbox.take(timeoutNanoseconds: 0) == [])
+    #expect(mailbox.take(timeoutNanoseconds: -5) == [])
+}
+
+@Test func threadMailboxKeepsOrderUnderManyProducers() {
+    let mailbox = ThreadMailbox<Int>(capacity: 64)
+    let producers = (0..<4).map { producer in
+        DedicatedThread(name: "producer") {
+            for index in 0..<2000 {
+                while !mailbox.offer(CollectionOfOne(producer * 10_000 + index)) { sched_yield() }
+            }
+        }
+    }
+    var last = [Int](repeating: -1, count: 4)
+    var total = 0
+    while total < 8000 {
+        guard let batch = mailbox.take(limit: 10), !batch.isEmpty else { break }
+        #expect(batch.count <= 10)
+        for value in batch {
+            let producer = value / 10_000
+            #expect(value % 10_000 == last[producer] + 1)
+            last[producer] = value % 10_000
+        }
+        total += batch.count
+    }
+    for producer in producers { producer.join() }
+    #expect(total == 8000)
+}
+
+@Test func sleepingTakerIsWokenByCloseAndByOffer() {
+    let mailbox = ThreadMailbox<Int>(capacity: 4)
+    let seen = Mutex<[Int]>([])
+    let taker = DedicatedThread(name: "taker") {
+        while let batch = mailbox.take() { seen.withLock { $0 += batch } }
+    }
+    for index in 0..<100 {
+        while !mailbox.offer(CollectionOfOne(index)) { sched_yield() }
+    }
+    mailbox.close()
+    taker.join()
+    #expect(seen.withLock { $0 } == Array(0..<100))
+}
+
+@Test func loopMailboxWakesOnceForABurst() throws {
+    let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+    defer { try? group.syncShutdownGracefully() }
+    let loop = group.next()
+    let batches = Mutex<[[Int]]>([])
+    let mailbox = LoopMailbox<Int>(loop: loop, capacity: 5) { batch in
+        loop.assertInEventLoop()
+        batches.withLock { $0.append(batch) }
+    }
+    // While the loop runs this block, everything offered waits for one wake.
+    try loop.submit {
+        #expect(mailbox.offer([1, 2]))
+        #expect(mailbox.offer([3]))
+        #expect(mailbox.offer([4, 5]))
+        #expect(!mailbox.offer([6]), "over the bound")
+        mailbox.deliver([7])
+        mailbox.deliver([])
+    }.wait()
+    try loop.submit {}.wait()
+    #expect(batches.withLock { $0 } == [[1, 2, 3, 4, 5, 7]])
+    #expect(mailbox.offer([8]))
+    try loop.submit {}.wait()
+    #expect(batches.withLock { $0.last } == [8])
+}
+
+@Test func loopMailboxLosesNothingFromManyThreads() throws {
+    let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+    defer { try? group.syncShutdownGracefully() }
+    let loop = group.next()
+    let sum = Mutex((count: 0, total: 0, most: 0))
+    let mailbox = LoopMailbox<Int>(loop: loop, capacity: 50) { batch in
+        sum.withLock { state in
+            state.count += batch.count
+            state.total += batch.reduce(0, +)
+            state.most = max(state.most, batch.count)
+        }
+    }
+    let threads = (0..<3).map { _ in
+        DedicatedThread(name: "producer") {
+            for index in 1...3000 {
+                while !mailbox.offer([index]) { sched_yield() }
+            }
+        }
+    }
+    for thread in threads { thread.join() }
+    try loop.submit {}.wait()
+    let state = sum.withLock { $0 }
+    #expect(state.count == 9000)
+    #expect(state.total == 3 * 3000 * 3001 / 2)
+    #expect(state.most <= 50)
+}
+
+@Test func workerPoolOverItsBoundRefusesAndFinishesTheRestWhenStopped() {
+    let gate = ThreadMailbox<Int>(capacity: 1)
+    let done = Mutex(0)
+    let pool = WorkerPool(name: "work", threads: 1, capacity: 2)
+    let began = ThreadMailbox<Int>(capacity: 1)
+    #expect(
+        pool.submit {
+            began.deliver([1])
+            _ = gate.take()
+            done.withLock { $0 += 1 }
+        })
+    // The first is running, so that it takes no place in the queue.
+    #expect(began.take() == [1])
+    #expect(pool.submit { done.withLock { $0 += 1 } })
+    #expect(pool.submit { done.withLock { $0 += 1 } })
+    #expect(!pool.submit { done.withLock { $0 += 1 } })
+    gate.deliver([1])
+    pool.stop()
+    #expect(done.withLock { $0 } == 3)
+}
+
+@Test func clockNeverGoesBack() {
+    let time = SystemTimeSource()
+    var last = time.now()
+    for _ in 0..<10_000 {
+        let next = time.now()
+        #expect(next >= last)
+        last = next
+    }
+    #expect(last.secondsSinceEpoch > 1_600_000_000)
+}

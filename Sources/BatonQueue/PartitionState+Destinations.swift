@@ -51,7 +51,10 @@ extension PartitionState {
         if next != none { destinations[next].previousOfSite = previous }
         destinations[index].site = none
         sites[site].destinations -= 1
-        if sites[site].destinations == 0 { sites.inUse -= 1 }
+        guard sites[site].destinations == 0 else { return }
+        sites.inUse -= 1
+        replies.release(sites[site].lastReply)
+        sites[site].lastReply = 0
     }
 
     /// The site's name for operators and holds, and its own retry schedule.

@@ -38,6 +38,8 @@ struct ClassQueue: Sendable {
 struct ReadyBoard: Sendable {
     /// What a class may send in its turn.
     static let quantum = 8
+    /// The deepest debt: one enormous message does not shut its class out for long, nor the rounds that pay it back run on.
+    static let debtMax = 1_024
     private static let bodyUnit: UInt32 = 32 * 1024
 
     private struct QueueKey: Hashable, Sendable {
@@ -214,7 +216,7 @@ struct ReadyBoard: Sendable {
     /// the class may be gone by then.
     mutating func charge(_ index: UInt32, site: UInt32, senderClass: UInt64, cost: Int) {
         guard let owner = classOf[QueueKey(destination: site, senderClass: senderClass)] else { return }
-        classes[Int(owner)].live.deficit -= cost
+        classes[Int(owner)].live.deficit = max(classQueue(owner).deficit - cost, -Self.debtMax)
         guard let served = queues[Int(index)], served.classQueue == owner, served.senderClass == senderClass,
             served.next != none
         else { return }

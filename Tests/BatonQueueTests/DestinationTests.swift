@@ -252,3 +252,17 @@ private func deferAll(_ harness: Harness, _ domain: String = "x.test") {
     let kept = table.keep(long)
     #expect(table[kept]?.text.count == Limits.keptReplyOctets)
 }
+
+@Test func idleSitesPileUp() {
+    let harness = Harness()
+    harness.receive(message(1, to: ["u@x.test"]))
+    harness.state.nameSite(siteA, name: Array("kept".utf8), retry: nil)
+    for number in 0..<(QueueLimits.idleSites * 3) {
+        harness.state.nameSite(SiteID(value: UInt32(1_000 + number)), name: Array("s".utf8), retry: nil)
+    }
+    let records = harness.state.sites.records.compactMap { $0 }.count
+    #expect(records <= QueueLimits.idleSites + 1)
+    #expect(harness.summary().rows.map(\.name) == [Array("kept".utf8)])
+    harness.state.forgetSite(siteA)
+    #expect(harness.pull().count == 1, "a site with mail is not forgotten")
+}

@@ -47,6 +47,27 @@ import Testing
     #expect(ReadyBoard.cost(recipients: 1, size: .max) > 1)
 }
 
+@Test func enormousMessageShutsItsClassOut() {
+    let harness = Harness()
+    harness.receive(message(1, to: ["u@x.test"], senderClass: 1, size: 1))
+    for number in 2..<2_000 { harness.receive(message(UInt32(number), to: ["u@x.test"], senderClass: 2)) }
+    var board = harness.state.board
+    var sites = harness.state.sites
+    let site = sites.find(siteA) ?? none
+    guard let queue = board.turn(site, &sites) else {
+        Issue.record("no turn")
+        return
+    }
+    board.charge(queue, site: site, senderClass: board.queue(queue).senderClass, cost: .max / 2)
+    // The other class has its turns, and within the debt's bound the first comes back.
+    var turns = 0
+    while let next = board.turn(site, &sites), board.queue(next).senderClass == 2, turns < 5_000 {
+        board.charge(next, site: site, senderClass: 2, cost: 1)
+        turns += 1
+    }
+    #expect(turns > 900 && turns <= ReadyBoard.debtMax + 3 * ReadyBoard.quantum, "\(turns)")
+}
+
 @Test func oneDestinationHoldsUpAnother() {
     let harness = Harness()
     for number in 0..<100 { harness.receive(message(UInt32(number), to: ["u@busy.test"])) }

@@ -252,3 +252,32 @@ import Testing
     #expect(summary.rows[1].lastReply == unreachable)
     #expect(summary.rows[1].totals.deferred == 1)
 }
+
+@Test func pullWadesThroughSuspendedMail() throws {
+    let harness = Harness()
+    let held = QueueLimits.slice + QueueLimits.heldPerPull + 500
+    for number in 0..<held { harness.receive(message(UInt32(number), to: ["u@x.test"], body: false)) }
+    harness.receive(message(900_000, to: ["u@x.test"], from: "t@other.test"))
+    // The first slice of the walk is done; the rest is still on the board when somebody pulls.
+    _ = try harness.suspend(.sender(address("s@sender.test")))
+    harness.ready = [:]
+    #expect(harness.pull().isEmpty)
+    #expect(harness.totals.suspended == QueueLimits.slice + QueueLimits.heldPerPull)
+    #expect(harness.ready[siteA] == 501, "somebody has to ask again")
+    #expect(harness.pull().map(\.message.record) == [900_000])
+    #expect(harness.violations() == [])
+}
+
+@Test func pageLooksAtEverySlot() {
+    let harness = Harness()
+    for number in 0..<(QueueLimits.listScan / 100 + 10) {
+        let recipients = (0..<100).map { "u\($0)@x.test" }
+        harness.receive(message(UInt32(number), to: recipients, body: false))
+    }
+    harness.receive(message(900_000, to: ["u@rare.test"]))
+    let first = harness.list(QueueFilter(domain: Domain("rare.test")))
+    #expect(first.rows.isEmpty && first.next == UInt64(QueueLimits.listScan))
+    let second = harness.list(QueueFilter(domain: Domain("rare.test")), cursor: first.next)
+    #expect(second.rows.map(\.message) == [messageID(900_000)])
+    #expect(second.next == nil)
+}

@@ -32,9 +32,17 @@ private func residentSetBytes() -> Int {
     harness.autoSite = siteA
     let before = residentSetBytes()
     let jobs = 1_000_000
+    let variants = (0..<500).map { variant in
+        (0..<10).map { EnvelopeRecipient(address: address("u@d\(variant * 10 + $0).test")) }
+    }
     for number in 0..<(jobs / 10) {
-        let recipients = (0..<10).map { "u@d\((number &* 7 &+ $0) % 5_000).test" }
-        harness.receive(message(UInt32(number), to: recipients, size: 10, body: false))
+        let envelope = Envelope(
+            id: messageID(UInt32(number)), arrival: start, sender: nil, recipients: variants[number % 500],
+            traits: .empty)
+        harness.receive(
+            AcceptedMessage(
+                ref: StoredMessageRef(segment: 0, record: UInt32(number)), envelope: envelope, body: nil, progress: nil,
+                receptionRecorded: true))
     }
     #expect(harness.jobCount == jobs)
     let accounted = harness.state.slab.bytes + harness.state.messages.bytes

@@ -154,7 +154,7 @@ package final class MemoryDisk: Disk {
     }
 
     package func open(_ path: String, _ mode: OpenMode) throws(DiskError) -> DiskFile {
-        try perform("open") { state in
+        try perform("open") { state -> Result<DiskFile, DiskError> in
             var found = state.names[path]
             if case .create = mode {
                 if found != nil { return .failure(DiskError(errno: EEXIST, call: "open")) }
@@ -177,7 +177,7 @@ package final class MemoryDisk: Disk {
     }
 
     package func close(_ file: DiskFile) throws(DiskError) {
-        try perform("close") { state in
+        try perform("close") { state -> Result<Void, DiskError> in
             if let inode = state.lockOwner.removeValue(forKey: file.descriptor) { state.locks.remove(inode) }
             guard state.descriptors.removeValue(forKey: file.descriptor) != nil else {
                 return .failure(DiskError(errno: EBADF, call: "close"))
@@ -199,7 +199,7 @@ package final class MemoryDisk: Disk {
 
     package func write(_ file: DiskFile, _ bytes: UnsafeRawBufferPointer, at offset: Int64) throws(DiskError) {
         let copy = Array(bytes)
-        try onInode("write", file) { state, inode in
+        try onInode("write", file) { state, inode -> Result<Void, DiskError> in
             state.inodes[inode]?.write(copy, at: Int(offset))
             log(.write(inode: inode, offset: Int(offset), bytes: copy), &state)
             return .success(())
@@ -210,7 +210,7 @@ package final class MemoryDisk: Disk {
         _ file: DiskFile, into buffer: UnsafeMutableRawBufferPointer, at offset: Int64
     ) throws(DiskError) -> Int {
         let wanted = buffer.count
-        let bytes: [UInt8] = try onInode("read", file) { state, inode in
+        let bytes: [UInt8] = try onInode("read", file) { state, inode -> Result<[UInt8], DiskError> in
             guard let all = state.inodes[inode]?.bytes, Int(offset) < all.count else { return .success([]) }
             return .success(Array(all[Int(offset)..<min(all.count, Int(offset) + wanted)]))
         }
@@ -219,21 +219,21 @@ package final class MemoryDisk: Disk {
     }
 
     package func sync(_ file: DiskFile) throws(DiskError) {
-        try onInode("sync", file) { state, inode in
+        try onInode("sync", file) { state, inode -> Result<Void, DiskError> in
             log(.sync(inode: inode), &state)
             return .success(())
         }
     }
 
     package func syncFileSystem(_ file: DiskFile) throws(DiskError) {
-        try onInode("syncFileSystem", file) { state, _ in
+        try onInode("syncFileSystem", file) { state, _ -> Result<Void, DiskError> in
             log(.syncAll, &state)
             return .success(())
         }
     }
 
     package func allocate(_ file: DiskFile, length: Int64) throws(DiskError) {
-        try onInode("allocate", file) { state, inode in
+        try onInode("allocate", file) { state, inode -> Result<Void, DiskError> in
             state.inodes[inode]?.extend(to: Int(length))
             log(.allocate(inode: inode, length: Int(length)), &state)
             return .success(())
@@ -241,7 +241,7 @@ package final class MemoryDisk: Disk {
     }
 
     package func truncate(_ file: DiskFile, length: Int64) throws(DiskError) {
-        try onInode("truncate", file) { state, inode in
+        try onInode("truncate", file) { state, inode -> Result<Void, DiskError> in
             state.inodes[inode]?.truncate(to: Int(length))
             log(.truncate(inode: inode, length: Int(length)), &state)
             return .success(())
@@ -249,18 +249,18 @@ package final class MemoryDisk: Disk {
     }
 
     package func size(_ file: DiskFile) throws(DiskError) -> Int64 {
-        try onInode("size", file) { state, inode in .success(Int64(state.inodes[inode]?.bytes.count ?? 0)) }
+        try onInode("size", file) { state, inode -> Result<Int64, DiskError> in .success(Int64(state.inodes[inode]?.bytes.count ?? 0)) }
     }
 
     package func syncDirectory(_ path: String) throws(DiskError) {
-        try perform("syncDirectory") { state in
+        try perform("syncDirectory") { state -> Result<Void, DiskError> in
             log(.syncDirectory(path: path), &state)
             return .success(())
         }
     }
 
     package func unlink(_ path: String) throws(DiskError) {
-        try perform("unlink") { state in
+        try perform("unlink") { state -> Result<Void, DiskError> in
             guard state.names.removeValue(forKey: path) != nil else {
                 return .failure(DiskError(errno: ENOENT, call: "unlink"))
             }
@@ -270,7 +270,7 @@ package final class MemoryDisk: Disk {
     }
 
     package func rename(_ from: String, to: String) throws(DiskError) {
-        try perform("rename") { state in
+        try perform("rename") { state -> Result<Void, DiskError> in
             guard let inode = state.names.removeValue(forKey: from) else {
                 return .failure(DiskError(errno: ENOENT, call: "rename"))
             }
@@ -281,7 +281,7 @@ package final class MemoryDisk: Disk {
     }
 
     package func makeDirectory(_ path: String) throws(DiskError) {
-        try perform("makeDirectory") { state in
+        try perform("makeDirectory") { state -> Result<Void, DiskError> in
             guard state.directories.insert(path).inserted else {
                 return .failure(DiskError(errno: EEXIST, call: "makeDirectory"))
             }
@@ -291,7 +291,7 @@ package final class MemoryDisk: Disk {
     }
 
     package func list(_ path: String) throws(DiskError) -> [String] {
-        try perform("list") { state in
+        try perform("list") { state -> Result<[String], DiskError> in
             guard state.directories.contains(path) else { return .failure(DiskError(errno: ENOENT, call: "list")) }
             let prefix = path + "/"
             let names = state.names.keys.filter { $0.hasPrefix(prefix) }.map { String($0.dropFirst(prefix.count)) }
@@ -300,13 +300,13 @@ package final class MemoryDisk: Disk {
     }
 
     package func space(_ path: String) throws(DiskError) -> DiskSpace {
-        try perform("space") { state in
+        try perform("space") { state -> Result<DiskSpace, DiskError> in
             .success(DiskSpace(free: state.free, total: 1 << 41, freeInodes: 1 << 20))
         }
     }
 
     package func lock(_ file: DiskFile) throws(DiskError) {
-        try onInode("lock", file) { state, inode in
+        try onInode("lock", file) { state, inode -> Result<Void, DiskError> in
             guard state.locks.insert(inode).inserted else {
                 return .failure(DiskError(errno: EWOULDBLOCK, call: "lock"))
             }

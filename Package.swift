@@ -109,14 +109,14 @@ let floor6: [Target] = [
             name: "BatonNode",
             dependencies: [
                 "BatonCore", "BatonRuntime", "BatonModel", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics,
-                lifecycle, yams, hummingbird,
+                lifecycle, unixSignals, yams, hummingbird,
             ], sources: ["Configuration", "Admin", "Metrics"], swiftSettings: settings)
         : module(
             "BatonNode",
             [
                 "BatonCore", "BatonRuntime", "BatonModel", "BatonSMTP", "BatonMail", "BatonSpool", "BatonQueue",
                 "BatonDNS", "BatonIngress", "BatonDelivery", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics,
-                lifecycle, yams, hummingbird,
+                lifecycle, unixSignals, yams, hummingbird,
             ])
 ]
 

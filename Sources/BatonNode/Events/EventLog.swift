@@ -42,9 +42,13 @@ package final class EventLog: EventRecording {
     private let thread: Mutex<DedicatedThread?> = Mutex(nil)
     package let directory: String
 
-    private init(directory: String, settings: EventSettings) {
+    /// Entered by the event thread alone.
+    private let writer: Mutex<EventWriter>
+
+    private init(directory: String, settings: EventSettings, writer: EventWriter) {
         self.directory = directory
         self.settings = settings
+        self.writer = Mutex(writer)
     }
 
     /// Makes the directory and the first file. Blocking. Throws what the disk says.
@@ -52,25 +56,30 @@ package final class EventLog: EventRecording {
         directory: String, disk: any Disk, configuration: EventSettings, nodeID: String, time: any TimeSource,
         logger: Logger
     ) throws -> EventLog {
-        let log = EventLog(directory: directory, settings: configuration)
-        var writer = try EventWriter(
-            directory: directory, disk: disk, settings: configuration, nodeID: nodeID, now: time.now(), logger: logger)
+        let log = EventLog(
+            directory: directory, settings: configuration,
+            writer: try EventWriter(
+                directory: directory, disk: disk, settings: configuration, nodeID: nodeID, now: time.now(),
+                logger: logger))
         let started = DedicatedThread(name: "events") { [log] in
-            let interval = configuration.syncInterval.nanoseconds
-            while let items = log.mailbox.take(limit: 4096, timeoutNanoseconds: writer.isClean ? nil : interval) {
-                writer.take(items)
-                log.publish(writer.turn(at: time.now(), force: false), writer)
-            }
-            log.publish(writer.turn(at: time.now(), force: true), writer)
-            writer.close()
+            var open = true
+            while open { open = log.turn(time) }
         }
         log.thread.withLock { $0 = started }
         return log
     }
 
-    private func publish(_ synced: UInt64, _ writer: borrowing EventWriter) {
-        syncedCount.store(synced, ordering: .releasing)
-        full.store(writer.isFull, ordering: .releasing)
+    /// Waits for events (without end while all is synced) and works on what came. False when the log is closed.
+    private func turn(_ time: any TimeSource) -> Bool {
+        let clean = writer.withLock { $0.isClean }
+        let items = mailbox.take(limit: 4096, timeoutNanoseconds: clean ? nil : settings.syncInterval.nanoseconds)
+        writer.withLock { writer in
+            if let items { writer.take(items) }
+            syncedCount.store(writer.turn(at: time.now(), force: items == nil), ordering: .releasing)
+            full.store(writer.isFull, ordering: .releasing)
+            if items == nil { writer.close() }
+        }
+        return items != nil
     }
 
     package func record(_ events: [MailEvent]) {

@@ -6,7 +6,7 @@ import Glibc
 import Logging
 import Metrics
 
-struct EventWriter: ~Copyable, Sendable {
+struct EventWriter: Sendable {
     private let directory: String
     private let disk: any Disk
     private let settings: EventSettings
@@ -117,10 +117,17 @@ struct EventWriter: ~Copyable, Sendable {
 
     private mutating func write() throws(DiskError) {
         guard let file, written < json.bytes.count else { return }
-        try json.bytes.withUnsafeBytes { (all: UnsafeRawBufferPointer) throws(DiskError) in
-            try disk.write(
-                file, UnsafeRawBufferPointer(rebasing: all[written...]), at: syncedOffset + Int64(written))
+        let from = written
+        let offset = syncedOffset + Int64(written)
+        let disk = disk
+        let result: Result<Void, DiskError> = json.bytes.withUnsafeBytes { all in
+            do throws(DiskError) {
+                return .success(try disk.write(file, UnsafeRawBufferPointer(rebasing: all[from...]), at: offset))
+            } catch {
+                return .failure(error)
+            }
         }
+        try result.get()
         written = json.bytes.count
     }
 
@@ -145,17 +152,22 @@ struct EventWriter: ~Copyable, Sendable {
         for _ in 0..<1000 {
             serial += 1
             path = "\(directory)/\(stamp)-\(serial).jsonl"
-            do throws(DiskError) {
-                file = try disk.open(path, .create)
-            } catch {
-                if error.errno == EEXIST { continue }
-                throw error
-            }
-            break
+            file = try create(path)
+            if file != nil { break }
         }
         guard file != nil else { throw DiskError(errno: EEXIST, call: "open") }
         try disk.syncDirectory(directory)
         fileStarted = now
+    }
+
+    /// Nil where the name is taken.
+    private func create(_ path: String) throws(DiskError) -> DiskFile? {
+        do throws(DiskError) {
+            return try disk.open(path, .create)
+        } catch {
+            if error.errno == EEXIST { return nil }
+            throw error
+        }
     }
 
     /// Removes files past retention, and the oldest above `maxSize`; never the current one.

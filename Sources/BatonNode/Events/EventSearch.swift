@@ -1,0 +1,169 @@
+// Looks events up in the log's files: the timeline of a message, and messages by recipient, sender or Message-ID.
+import BatonCore
+import BatonModel
+import BatonRuntime
+import Foundation
+import Synchronization
+
+/// An event read back, as far as the admin API shows it.
+struct EventRecord: Sendable {
+    let type: String
+    let eventID: String
+    let id: String
+    let sender: String
+    let recipient: String
+    let messageID: String
+    let size: Int
+    let user: String
+    let attempt: AttemptReport
+
+    /// Nil for a line that is no event of ours (a torn last line, say).
+    init?(line: Data) {
+        guard let root = try? JSONSerialization.jsonObject(with: line) as? [String: Any],
+            let type = root["type"] as? String, let eventID = root["event_id"] as? String,
+            let id = root["id"] as? String, let recipient = root["recipient"] as? String
+        else { return nil }
+        self.type = type
+        self.eventID = eventID
+        self.id = id
+        self.recipient = recipient
+        sender = root["sender"] as? String ?? ""
+        messageID = root["message_id"] as? String ?? ""
+        size = root["size"] as? Int ?? 0
+        user = root["user"] as? String ?? ""
+        let response = root["response"] as? [String: Any] ?? [:]
+        let peer = root["peer_address"] as? [String: Any]
+        var status: String?
+        if let code = response["enhanced_code"] as? [String: Any], let a = code["class"] as? Int,
+            let b = code["subject"] as? Int, let c = code["detail"] as? Int
+        {
+            status = "\(a).\(b).\(c)"
+        }
+        attempt = AttemptReport(
+            time: root["event_time"] as? String ?? "", type: type, attempt: root["num_attempts"] as? Int ?? 0,
+            code: response["code"] as? Int ?? 0, enhancedCode: status, reply: response["content"] as? String ?? "",
+            command: response["command"] as? String ?? "", peerName: peer?["name"] as? String,
+            peerAddress: peer?["addr"] as? String, site: root["site"] as? String)
+    }
+}
+
+/// Searches on a worker thread, never on a loop. A search reads at most `bytesMax` of the files and then says so by a cursor.
+package struct EventSearch: Sendable {
+    enum Key: Sendable {
+        case recipient(String)
+        case sender(String)
+        case senderDomain(String)
+        case messageID(String)
+    }
+
+    /// Octets that one request reads.
+    static let bytesMax = 512 * ByteCount.mebi
+    /// Events of one message that are shown.
+    static let eventsMax = 10_000
+
+    private let directory: String
+    private let workers: WorkerPool
+
+    init(directory: String, workers: WorkerPool) {
+        self.directory = directory
+        self.workers = workers
+    }
+
+    /// All events of a message, oldest first.
+    func events(of id: MessageID) async throws -> [EventRecord] {
+        let needle = id.description
+        // A file that ended before the message came cannot hold its events.
+        let start = CivilTime(secondsSinceEpoch: id.madeAt.secondsSinceEpoch - 1).compact
+        return try await run {
+            var found: [EventRecord] = []
+            var budget = Self.bytesMax
+            for file in Self.files(directory, from: start) {
+                Self.scan(file, for: "\"id\":\"\(needle)\"", budget: &budget) { line in
+                    if let record = EventRecord(line: line), record.id == needle { found.append(record) }
+                    return found.count < Self.eventsMax
+                }
+                if budget <= 0 { break }
+            }
+            return found
+        }
+    }
+
+    /// Ids of matching messages, newest file first. The cursor is the name of the file to go on with.
+    func messages(matching key: Key, limit: Int, before cursor: String?) async throws -> (ids: [MessageID], next: String?) {
+        let needle =
+            switch key {
+            case .recipient(let address): "\"recipient\":\(Self.quoted(address))"
+            case .sender(let address): "\"sender\":\(Self.quoted(address))"
+            case .senderDomain(let domain): "@\(domain)\",\"recipient\":"
+            case .messageID(let text): Self.messageIDNeedle(text)
+            }
+        return try await run {
+            var ids: [MessageID] = []
+            var seen: Set<MessageID> = []
+            var budget = Self.bytesMax
+            var files = Self.files(directory, from: "")
+            if let cursor { files = files.filter { ($0 as NSString).lastPathComponent <= cursor } }
+            for (index, file) in files.enumerated().reversed() {
+                Self.scan(file, for: needle, budget: &budget) { line in
+                    if let record = EventRecord(line: line), record.type == "Reception",
+                        let id = MessageID(text: Array(record.id.utf8)), seen.insert(id).inserted
+                    {
+                        ids.append(id)
+                    }
+                    return ids.count < limit
+                }
+                if ids.count >= limit || budget <= 0 {
+                    let next = index > 0 ? (files[index - 1] as NSString).lastPathComponent : nil
+                    return (ids, next)
+                }
+            }
+            return (ids, nil)
+        }
+    }
+
+    private func run<T: Sendable>(_ work: @escaping @Sendable () -> T) async throws -> T {
+        try await withCheckedThrowingContinuation { continuation in
+            let taken = workers.submit { continuation.resume(returning: work()) }
+            if !taken {
+                continuation.resume(throwing: ProblemReport(503, "Service Unavailable", "too many searches at a time"))
+            }
+        }
+    }
+
+    private static func quoted(_ text: String) -> String {
+        let data = try? JSONSerialization.data(
+            withJSONObject: text, options: [.fragmentsAllowed, .withoutEscapingSlashes])
+        return data.map { String(decoding: $0, as: UTF8.self) } ?? "\"\""
+    }
+
+    private static func messageIDNeedle(_ text: String) -> String {
+        let bare = text.hasPrefix("<") && text.hasSuffix(">") ? String(text.dropFirst().dropLast()) : text
+        return "\"message_id\":\(quoted("<\(bare)>"))"
+    }
+
+    /// Paths in order of time, from the last file that began before `start`.
+    static func files(_ directory: String, from start: String) -> [String] {
+        let names = ((try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? [])
+            .filter { $0.hasSuffix(".jsonl") }.sorted(by: EventFileName.precedes)
+        let first = names.lastIndex { $0.prefix(16) < start } ?? 0
+        return names[min(first, names.count)...].map { "\(directory)/\($0)" }
+    }
+
+    /// Calls `take` with each line that holds `needle`, until it answers false or the budget is used up.
+    static func scan(_ path: String, for needle: String, budget: inout Int, take: (Data) -> Bool) {
+        guard budget > 0, let data = try? Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe) else {
+            return
+        }
+        let wanted = Data(needle.utf8)
+        let end = min(data.count, budget)
+        budget -= end
+        var from = data.startIndex
+        let limit = data.startIndex + end
+        while from < limit, let hit = data.range(of: wanted, in: from..<limit) {
+            let lineStart = data[..<hit.lowerBound].lastIndex(of: 0x0a).map { $0 + 1 } ?? data.startIndex
+            let lineEnd = data[hit.upperBound...].firstIndex(of: 0x0a) ?? data.endIndex
+            if !take(data.subdata(in: lineStart..<lineEnd)) { return }
+            from = lineEnd
+        }
+    }
+}

@@ -1,0 +1,151 @@
+// The checked configuration as each module wants it.
+import BatonMail
+import BatonCore
+import BatonDNS
+import BatonDelivery
+import BatonIngress
+import BatonModel
+import BatonQueue
+import BatonSMTP
+import BatonSpool
+
+extension NodeConfiguration {
+    /// Data loops: one on up to two cores, else half the cores (DESIGN section 2).
+    func loopCount(cores: Int) -> Int { node.loops ?? (cores <= 2 ? 1 : cores / 2) }
+
+    var spoolSettings: SpoolConfiguration {
+        var settings = SpoolConfiguration()
+        settings.segmentSize = spool.segmentSize
+        settings.sync = spool.sync
+        settings.compression =
+            switch spool.compression {
+            case .auto: .auto
+            case .on: .on
+            case .off: .off
+            }
+        settings.minFree = UInt64(max(0, spool.minFree))
+        return settings
+    }
+
+    /// One partition's settings: bodies that wait for their first attempt get half of `limits.memory` among all partitions;
+    /// the other half is for sessions, deliveries and the queue's own tables.
+    func queueSettings(partitions: Int, seed: UInt64) -> QueueConfiguration {
+        QueueConfiguration(
+            retry: RetrySchedule(queue.retry), expireAfter: queue.expireAfter, reportExpireAfter: queue.ndrExpireAfter,
+            delayNoticeAfter: queue.delayNoticeAfter, residentBytes: max(limits.memory / 2 / partitions, 1),
+            jobsMax: max(QueueLimits.jobsMax / partitions, 1), seed: seed)
+    }
+
+    var resolverSettings: ResolverConfiguration {
+        ResolverConfiguration(
+            servers: dns.servers.map { ResolverServer(address: $0.address, port: UInt16(clamping: $0.port)) },
+            trustAnchor: dns.trustAnchor, timeout: dns.timeout)
+    }
+
+    var planSettings: PlanSettings {
+        let family: AddressFamily =
+            switch delivery.addressFamily {
+            case .preferIPv4: .preferIPv4
+            case .preferIPv6: .preferIPv6
+            case .ipv4: .ipv4
+            case .ipv6: .ipv6
+            }
+        // Only a listener on the port that mail goes to can be the other end of a loop.
+        let own = listeners.filter { $0.address.port == delivery.port }.map(\.address.address)
+        return PlanSettings(
+            addressFamily: family, allowPrivateAddresses: delivery.allowPrivateAddresses,
+            ownNames: [Domain(node.hostname).bytes], ownAddresses: Set(own))
+    }
+
+    var deliverySettings: DeliveryConfiguration {
+        var settings = DeliveryConfiguration(hostname: Array(node.hostname.utf8))
+        settings.port = UInt16(clamping: delivery.port)
+        settings.allowPrivateAddresses = delivery.allowPrivateAddresses
+        settings.connections = delivery.connections
+        settings.connectionsPerSite = delivery.connectionsPerSite
+        settings.messagesPerConnection = delivery.messagesPerConnection
+        settings.recipientsPerTransaction = delivery.recipientsPerTransaction
+        settings.timeouts.connect = delivery.timeouts.connect
+        settings.timeouts.idle = delivery.timeouts.idle
+        settings.timeouts.client.banner = delivery.timeouts.banner
+        settings.timeouts.client.command = delivery.timeouts.command
+        settings.timeouts.client.dataCommand = delivery.timeouts.dataCommand
+        settings.timeouts.client.data = delivery.timeouts.data
+        settings.timeouts.client.dot = delivery.timeouts.dot
+        settings.timeouts.client.quit = delivery.timeouts.quit
+        settings.timeouts.client.attempt = delivery.timeouts.attempt
+        settings.sites = sites.flatMap { $0.deliveryRules }
+        settings.routes = routes.compactMap { rule in
+            guard let pattern = BatonDelivery.DomainPattern(rule.domain.description),
+                let hop = BatonDelivery.NextHop(rule.nextHop.description)
+            else { return nil }
+            return BatonDelivery.RouteRule(domain: pattern, nextHop: hop)
+        }
+        return settings
+    }
+
+    var ingressSettings: IngressConfiguration {
+        var settings = IngressConfiguration(
+            hostname: node.hostname, postmaster: postmaster,
+            listeners: listeners.map { listener in
+                BatonIngress.ListenerConfiguration(
+                    host: listener.address.address.description, port: listener.address.port,
+                    service: listener.service == .submission ? .submission : .relay, relayFrom: listener.relayFrom,
+                    normalizesBareLF: listener.bareNewline == .normalize)
+            })
+        settings.limits.session = serverLimits
+        settings.limits.connections = limits.connections
+        settings.limits.connectionsPerClient = limits.connectionsPerClient
+        // A quarter for bodies on their way in; the queue keeps half, the rest is deliveries and tables.
+        settings.limits.memory = max(limits.memory / 4, ByteCount.mebi)
+        return settings
+    }
+
+    var reportSettings: ReportConfiguration {
+        ReportConfiguration(hostname: Array(node.hostname.utf8), postmaster: postmaster?.bytes ?? [])
+    }
+
+    var eventSettings: EventSettings {
+        var settings = EventSettings()
+        settings.retention = events.retention
+        settings.maxSize = Int64(events.maxSize)
+        return settings
+    }
+
+    private var serverLimits: ServerLimits {
+        var server = ServerLimits()
+        server.messageSize = limits.messageSize
+        server.recipients = limits.recipients
+        server.messagesPerConnection = limits.messagesPerConnection
+        server.errorsPerConnection = limits.errorsPerConnection
+        server.hops = limits.hops
+        server.lineLength = limits.lineLength
+        server.commandTimeout = limits.commandTimeout
+        server.dataTimeout = limits.dataTimeout
+        return server
+    }
+}
+
+extension RetrySchedule {
+    init(_ settings: RetrySettings) {
+        self.init(first: settings.first, factor: settings.factor, max: settings.max, jitter: settings.jitter)
+    }
+}
+
+extension SiteRule {
+    /// Delivery matches one condition a rule; rules of one name share their connections and rate.
+    fileprivate var deliveryRules: [BatonDelivery.SiteRule] {
+        var rules: [BatonDelivery.SiteRule] = []
+        let name: [UInt8]? = self.name.isEmpty ? nil : Array(self.name.utf8)
+        func rule(_ match: BatonDelivery.SiteRule.Match) -> BatonDelivery.SiteRule {
+            BatonDelivery.SiteRule(
+                match: match, name: name, connections: connections, messagesPerSecond: rate?.perSecond,
+                messagesPerConnection: messagesPerConnection)
+        }
+        if !mxSuffixes.isEmpty { rules.append(rule(.mxSuffix(mxSuffixes.map(\.bytes)))) }
+        for domain in domains {
+            if let pattern = BatonDelivery.DomainPattern(domain.description) { rules.append(rule(.domain(pattern))) }
+        }
+        return rules
+    }
+}

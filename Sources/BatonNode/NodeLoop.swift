@@ -1,0 +1,58 @@
+// One data loop and what lives on it: queue partition, DNS cache, settler, dispatcher.
+import BatonCore
+import BatonDNS
+import BatonDelivery
+import BatonModel
+import BatonQueue
+import BatonRuntime
+import Logging
+import NIOCore
+
+/// Strong references to a loop's actors; the partition and the dispatcher know each other weakly or by these.
+struct NodeLoop: Sendable {
+    let home: LoopHome
+    let partition: QueuePartition
+    let dns: DNSCache
+    let settler: Settler
+    let dispatcher: Dispatcher
+}
+
+/// What the loops of a node share.
+struct NodePorts: Sendable {
+    let submitter: any MessageSubmitting
+    let outcomes: any OutcomeRecording
+    let bodies: any BodyReading
+    let events: any EventRecording
+    let permits: NodePermits
+    let resolver: UnboundThread
+    let time: any TimeSource
+    let logger: Logger
+}
+
+extension NodeConfiguration {
+    /// Of one partition, since it exists before the ports that need the spool.
+    func makePartition(index: Int, of count: Int, on loop: any EventLoop, time: any TimeSource, logger: Logger)
+        -> QueuePartition
+    {
+        QueuePartition(
+            index: index, count: count, home: LoopHome(loop), time: time,
+            configuration: queueSettings(partitions: count, seed: SystemRandom.uint64()), logger: logger)
+    }
+
+    /// The rest of a loop around its partition.
+    func makeLoop(_ partition: QueuePartition, on loop: any EventLoop, ports: NodePorts) async throws -> NodeLoop {
+        let home = LoopHome(loop)
+        let dns = DNSCache(
+            home: home, resolver: ports.resolver, settings: planSettings, time: ports.time, seed: SystemRandom.uint64())
+        let settler = Settler(
+            loop: loop, name: "\(partition.index)", configuration: reportSettings, time: ports.time,
+            submitter: ports.submitter, reader: ports.bodies, events: ports.events, outcomes: ports.outcomes,
+            source: partition, logger: ports.logger)
+        let dispatcher = Dispatcher(
+            loop: loop, configuration: deliverySettings, source: partition, settler: settler, reader: ports.bodies,
+            planning: dns, permits: ports.permits, time: ports.time, logger: ports.logger, seed: SystemRandom.uint64())
+        try await loop.submit { partition.bind(signalling: dispatcher) }.get()
+        dispatcher.start()
+        return NodeLoop(home: home, partition: partition, dns: dns, settler: settler, dispatcher: dispatcher)
+    }
+}

@@ -1,0 +1,229 @@
+// The composition root: makes the parts, binds their ports, starts them in order and stops them in the reverse one.
+import BatonCore
+import BatonDelivery
+import BatonDNS
+import BatonIngress
+import BatonModel
+import BatonQueue
+import BatonRuntime
+import BatonSpool
+import CBatonSystem
+import Logging
+import NIOCore
+import NIOPosix
+import Synchronization
+
+/// What keeps a node from starting, in one line for the operator.
+package struct NodeError: Error, CustomStringConvertible {
+    package let description: String
+    /// 1, or 78 where the configuration is at fault.
+    package let exitCode: Int32
+
+    package init(_ description: String, exitCode: Int32 = 1) {
+        self.description = description
+        self.exitCode = exitCode
+    }
+}
+
+/// A running node. Made by `start`, ended by `stop`; nothing of it is on the hot path.
+///
+/// Order of start: lock the data directory, event log, spool (scan), loops, recovered mail into the queue, resolver, admin,
+/// listeners. The listeners come last, so that the first client finds everything there. Stop is the reverse.
+package final class RelayNode: Sendable {
+    package let configuration: NodeConfiguration
+    package let time: SystemTimeSource
+    let logger: Logger
+    let group: MultiThreadedEventLoopGroup
+    let directory: DataDirectory
+    let spool: Spool
+    let events: EventLog
+    let gate: SubmissionGate
+    let resolver: UnboundThread
+    let permits: NodePermits
+    let loops: [NodeLoop]
+    let ingress: Ingress
+    let holds: HoldStore
+    let workers: WorkerPool
+    package let eventSearch: EventSearch
+    let current: Mutex<NodeConfiguration>
+    let phase = Mutex(NodePhase.starting)
+    package let startedAt: Instant
+    private let addresses = Mutex<[String]>([])
+
+    private init(
+        configuration: NodeConfiguration, time: SystemTimeSource, logger: Logger, group: MultiThreadedEventLoopGroup,
+        directory: DataDirectory, spool: Spool, events: EventLog, gate: SubmissionGate, resolver: UnboundThread,
+        permits: NodePermits, loops: [NodeLoop], ingress: Ingress, holds: HoldStore
+    ) {
+        self.configuration = configuration
+        self.time = time
+        self.logger = logger
+        self.group = group
+        self.directory = directory
+        self.spool = spool
+        self.events = events
+        self.gate = gate
+        self.resolver = resolver
+        self.permits = permits
+        self.loops = loops
+        self.ingress = ingress
+        self.holds = holds
+        let workers = WorkerPool(name: "worker", threads: 2, capacity: 64)
+        self.workers = workers
+        self.eventSearch = EventSearch(directory: events.directory, workers: workers)
+        self.current = Mutex(configuration)
+        self.startedAt = time.now()
+    }
+
+    // MARK: Start
+
+    /// Does everything up to bound listeners. Throws `NodeError`; what was started by then is stopped again.
+    package static func start(_ configuration: NodeConfiguration, logger: Logger) async throws -> RelayNode {
+        let time = SystemTimeSource()
+        let disk = LinuxDisk()
+        let directory: DataDirectory
+        do {
+            directory = try DataDirectory.open(
+                path: configuration.node.dataDirectory, disk: disk, cluster: "", nodeName: configuration.node.id,
+                random: SystemRandom.uint64)
+        } catch {
+            throw NodeError("\(error)")
+        }
+        for note in directory.notes { logger.warning("Data directory repaired", metadata: ["note": "\(note)"]) }
+        let failures = FailureRecord()
+        let events: EventLog
+        let spool: Spool
+        do {
+            events = try EventLog.open(
+                directory: directory.path + "/events", disk: disk, configuration: configuration.eventSettings,
+                nodeID: configuration.node.id, time: time, logger: logger)
+        } catch {
+            directory.close()
+            throw NodeError("event log in \(directory.path)/events cannot be opened: \(error)")
+        }
+        do {
+            spool = try Spool.open(
+                directory: directory, configuration: configuration.spoolSettings, events: events, time: time,
+                logger: logger, onFailure: { failures.note($0) })
+        } catch {
+            events.stop()
+            directory.close()
+            throw NodeError("\(error)")
+        }
+        let count = configuration.loopCount(cores: System.coreCount)
+        let group = MultiThreadedEventLoopGroup(numberOfThreads: count)
+        var undo: [@Sendable () async -> Void] = [
+            { directory.close() }, { events.stop() }, { spool.stop() },
+            { try? await group.shutdownGracefully() },
+        ]
+        do {
+            let node = try await assemble(
+                configuration, directory: directory, spool: spool, events: events, group: group, count: count,
+                time: time, logger: logger, undo: &undo)
+            node.phase.withLock { $0 = .serving }
+            return node
+        } catch {
+            for step in undo.reversed() { await step() }
+            throw error as? NodeError ?? NodeError("\(error)")
+        }
+    }
+
+    private static func assemble(
+        _ configuration: NodeConfiguration, directory: DataDirectory, spool: Spool, events: EventLog,
+        group: MultiThreadedEventLoopGroup, count: Int, time: SystemTimeSource, logger: Logger,
+        undo: inout [@Sendable () async -> Void]
+    ) async throws -> RelayNode {
+        let resolver: UnboundThread
+        do {
+            resolver = try UnboundThread(configuration.resolverSettings, time: time, logger: logger)
+        } catch {
+            throw NodeError("resolver: \(error.text)", exitCode: 78)
+        }
+        undo.append { resolver.stop() }
+        let eventLoops = (0..<count).map { _ in group.next() }
+        let partitions = eventLoops.enumerated().map { index, loop in
+            configuration.makePartition(index: index, of: count, on: loop, time: time, logger: logger)
+        }
+        let gate = SubmissionGate(spool: spool, events: events, partitions: partitions)
+        let permits = NodePermits(connections: configuration.delivery.connections)
+        let ports = NodePorts(
+            submitter: spool, outcomes: spool, bodies: spool, events: events, permits: permits, resolver: resolver,
+            time: time, logger: logger)
+        var loops: [NodeLoop] = []
+        for (partition, loop) in zip(partitions, eventLoops) {
+            loops.append(try await configuration.makeLoop(partition, on: loop, ports: ports))
+        }
+        let holds = HoldStore(path: directory.path, disk: LinuxDisk(), logger: logger)
+        try await holds.apply(to: partitions, now: time.now())
+        let relay = IntakeRelay(events: events, partitions: partitions, time: time)
+        try await Self.blocking { try spool.start(jobs: relay, unreported: relay) }
+        let ingress = Ingress(
+            configuration: configuration.ingressSettings, group: group, submitter: gate, events: events, time: time,
+            logger: logger)
+        let node = RelayNode(
+            configuration: configuration, time: time, logger: logger, group: group, directory: directory,
+            spool: spool, events: events, gate: gate, resolver: resolver, permits: permits, loops: loops,
+            ingress: ingress, holds: holds)
+        do {
+            let bound = try await ingress.start()
+            node.addresses.withLock { $0 = bound.map { "\($0.ipAddress ?? "?"):\($0.port ?? 0)" } }
+        } catch {
+            throw NodeError("listener cannot be bound: \(error)")
+        }
+        return node
+    }
+
+    /// Runs what blocks on a thread of its own; start and stop only.
+    static func blocking<T: Sendable>(_ work: @escaping @Sendable () throws -> T) async throws -> T {
+        try await withCheckedThrowingContinuation { continuation in
+            _ = DedicatedThread(name: "start-stop") { continuation.resume(with: Result { try work() }) }
+        }
+    }
+
+    /// Where the listeners are bound.
+    package var listenerAddresses: [String] { addresses.withLock { $0 } }
+
+    // MARK: Stop
+
+    /// Sessions in DATA finish with their 250, deliveries under way get their answer, both within `shutdown_grace`; then all is
+    /// flushed. Idempotent.
+    package func stop() async {
+        let first = phase.withLock { phase in
+            defer { phase = .stopping }
+            return phase != .stopping
+        }
+        guard first else { return }
+        let grace = current.withLock { $0.node.shutdownGrace }
+        gate.stopAccepting()
+        await withTaskGroup(of: Void.self) { group in
+            group.addTask { await self.ingress.stop(grace: grace) }
+            for loop in loops {
+                group.addTask { try? await loop.dispatcher.shutDown(grace: grace).get() }
+            }
+        }
+        for loop in loops { try? await loop.home.loop.submit { loop.partition.stop() }.get() }
+        try? await Self.blocking {
+            self.spool.stopAccepting()
+            self.spool.stop()
+            self.events.stop()
+            self.resolver.stop()
+            self.workers.stop()
+        }
+        try? await group.shutdownGracefully()
+        directory.close()
+    }
+}
+
+/// What `/health` reports.
+package enum NodePhase: String, Sendable {
+    case starting
+    case serving
+    case stopping
+}
+
+/// Storage failures for `/health`; the spool has logged them.
+final class FailureRecord: Sendable {
+    private let failures = Mutex<[SpoolFailure]>([])
+
+    func note(_ failure: SpoolFailure) { failures.withLock { if $0.count < 16 { $0.append(failure) } } }
+}

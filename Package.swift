@@ -122,7 +122,8 @@ let floor6: [Target] = [
 
 let floor7: [Target] = [
     .executableTarget(
-        name: "baton", dependencies: ["BatonNode", "BatonCore", arguments, logging], swiftSettings: settings),
+        name: "baton", dependencies: ["BatonNode", "BatonModel", "BatonCore", arguments, logging],
+        swiftSettings: nodeAlone ? settings + [.define("BATON_NODE_ALONE")] : settings),
     .executableTarget(
         name: "baton-bench",
         dependencies: [
@@ -156,7 +157,7 @@ let beside: [Target] = [
     tests(
         "BatonNodeTests",
         [
-            "BatonNode", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix, logging, metrics,
+            "BatonNode", "baton", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix, logging, metrics,
             arguments,
         ]),
     tests("BatonBenchTests", ["baton-bench", "BatonCore", "BatonModel", nioCore]),

@@ -64,6 +64,9 @@ package enum DomainPattern: Hashable, Sendable, CustomStringConvertible {
         }
     }
 
+    /// A domain name as an operator types it; nil for anything else.
+    package static func readDomain(_ text: String) -> Domain? { try? ConfigurationGrammar.domain(text) }
+
     package var description: String {
         switch self {
         case .any: "*"

@@ -1,0 +1,135 @@
+// Listeners over real loopback sockets: a session from end to end, limits at the door, early talkers, stop.
+import BatonCore
+import BatonModel
+import BatonRuntime
+import BatonSMTP
+import Logging
+import NIOCore
+import NIOPosix
+import Testing
+
+@testable import BatonIngress
+
+/// A running ingress on a free port. `body` runs with its port.
+private func withIngress(
+    limits: IngressLimits = IngressLimits(), greetingDelay: TimeSpan = .milliseconds(1), answersAtOnce: Bool = true,
+    _ body: (Ingress, FakeSpool, Int) async throws -> Void
+) async throws {
+    let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+    let spool = FakeSpool(answersAtOnce: answersAtOnce)
+    var configuration = IngressConfiguration(hostname: "relay.test", listeners: [ListenerConfiguration(port: 0)])
+    configuration.limits = limits
+    configuration.greetingDelay = greetingDelay
+    let ingress = Ingress(
+        configuration: configuration, group: group, submitter: spool, events: FakeEvents(), time: SystemTimeSource(),
+        seed: 1, logger: Logger(label: "test"))
+    let port = try #require(try await ingress.start().first?.port)
+    try await body(ingress, spool, port)
+    await ingress.stop(grace: .milliseconds(100))
+    #expect(ingress.connections == 0)
+    try await group.shutdownGracefully()
+}
+
+@Suite(.serialized) struct ListenerTests {
+    @Test func sessionOverARealSocket() async throws {
+        try await withIngress { _, spool, port in
+            let client = try BlockingClient(port: port)
+            #expect(client.receive().hasPrefix("220 relay.test"))
+            #expect(client.ask("EHLO c.test\r\n").contains("250-PIPELINING"))
+            #expect(
+                client.ask("MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n", replies: 3).hasSuffix(
+                    "<CR><LF>\r\n"))
+            #expect(client.ask("Subject: x\r\n\r\nHello\r\n.\r\nQUIT\r\n", replies: 2).contains("queued as"))
+            #expect(client.isClosedByServer())
+            #expect(spool.submissions.count == 1)
+        }
+    }
+
+    @Test func clientThatSpeaksBeforeTheGreeting() async throws {
+        try await withIngress(greetingDelay: .milliseconds(500)) { _, _, port in
+            let client = try BlockingClient(port: port)
+            client.send("EHLO early.test\r\n")
+            #expect(client.receive().hasPrefix("554"))
+            #expect(client.isClosedByServer())
+        }
+    }
+
+    @Test func connectionOverTheLimitIs421() async throws {
+        var limits = IngressLimits()
+        limits.connections = 2
+        try await withIngress(limits: limits) { ingress, _, port in
+            let first = try BlockingClient(port: port)
+            let second = try BlockingClient(port: port)
+            #expect(first.receive().hasPrefix("220") && second.receive().hasPrefix("220"))
+            let third = try BlockingClient(port: port)
+            #expect(third.receive().hasPrefix("421 4.3.2") && third.isClosedByServer())
+            limits.connections = 10
+            limits.connectionsPerClient = 2
+            ingress.update(limits: limits)
+            let fourth = try BlockingClient(port: port)
+            #expect(fourth.receive().hasPrefix("421 4.7.0"))
+            _ = first.ask("QUIT\r\n")
+            #expect(first.isClosedByServer())
+        }
+    }
+
+    @Test func halfClosedClientGetsItsReplies() async throws {
+        try await withIngress { _, spool, port in
+            let client = try BlockingClient(port: port)
+            _ = client.receive()
+            _ = client.ask("EHLO c.test\r\n")
+            _ = client.ask("MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n", replies: 3)
+            client.send("Subject: x\r\n\r\nHello\r\n.\r\n")
+            client.endOutput()
+            #expect(client.receive().contains("queued as") && client.isClosedByServer())
+            #expect(spool.submissions.count == 1)
+        }
+    }
+
+    @Test func portInUseIsAnError() async throws {
+        try await withIngress { _, spool, port in
+            let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+            let configuration = IngressConfiguration(
+                hostname: "relay.test", listeners: [ListenerConfiguration(port: 0), ListenerConfiguration(port: port)])
+            let other = Ingress(
+                configuration: configuration, group: group, submitter: spool, events: FakeEvents(),
+                time: SystemTimeSource(),
+                seed: 2, logger: Logger(label: "test"))
+            await #expect(throws: (any Error).self) { try await other.start() }
+            try await group.shutdownGracefully()
+        }
+    }
+
+    @Test func stopLetsAnOpenTransactionFinish() async throws {
+        try await withIngress { ingress, spool, port in
+            let client = try BlockingClient(port: port)
+            _ = client.receive()
+            _ = client.ask("EHLO c.test\r\n")
+            _ = client.ask("MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n", replies: 3)
+            async let stopped: Void = ingress.stop(grace: .seconds(5))
+            #expect(client.ask("Subject: x\r\n\r\nHello\r\n.\r\n", replies: 2).contains("queued as"))
+            #expect(client.isClosedByServer())
+            await stopped
+            #expect(spool.submissions.count == 1)
+        }
+    }
+
+    @Test func slowSpoolBoundsTheMemoryOfASession() async throws {
+        // The fake spool never says that anything is written: reading stops at the bound, and time stands still.
+        try await withIngress { ingress, _, port in
+            let client = try BlockingClient(port: port)
+            _ = client.receive()
+            _ = client.ask("EHLO c.test\r\n")
+            _ = client.ask("MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n", replies: 3)
+            let block = String(repeating: String(repeating: "s", count: 998) + "\r\n", count: 2_000)
+            let head = "Subject: x\r\n\r\n"
+            client.send(head + block)
+            var most = 0
+            for _ in 0..<20 {
+                _ = try BlockingClient(port: port).receive()
+                most = max(most, ingress.memoryInUse)
+            }
+            #expect(most <= Limits.unwrittenPerSession + 3 * Limits.fragmentSize, "\(most)")
+        }
+    }
+}

@@ -44,6 +44,7 @@ func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 func fixtures(of name: String) -> [String] {
     switch name {
     case "BatonDNSTests": ["Fixtures"]
+    case "Fuzz": ["README.md", "run", "Targets", "corpus"]
     default: []
     }
 }
@@ -162,6 +163,9 @@ let beside: [Target] = [
         ]),
     tests("BatonBenchTests", ["baton-bench", "BatonCore", "BatonModel", nioCore]),
     tests("NodeIntegrationTests", ["baton", "baton-bench", "BatonCore"]),
+    tests(
+        "Fuzz",
+        ["BatonSMTP", "BatonMail", "BatonSpool", "BatonDNS", "BatonModel", "BatonCore", nioCore]),
     tests("TidyTests", []),
 ]
 

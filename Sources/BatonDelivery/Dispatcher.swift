@@ -17,11 +17,18 @@ package struct SiteStatus: Sendable {
     package let lastError: SMTPReply?
 }
 
+/// Hears which sites a dispatcher works for, so that the queue can name them. Called on the loop.
+package protocol SiteNaming: Sendable {
+    func siteInUse(_ site: SiteID, name: [UInt8])
+    func siteForgotten(_ site: SiteID)
+}
+
 /// An actor pinned to its loop. The partition's signals only leave a note: everything is done at the end of the loop's turn,
 /// so that neither side is entered while it is in the middle of something.
 package actor Dispatcher: WorkSignalling {
     nonisolated let context: DeliveryContext
     private var planner: SitePlanner
+    private let naming: (any SiteNaming)?
     private var pools: [SiteID: ConnectionPool] = [:]
     private var siteByKey: [[UInt8]: SiteID] = [:]
     private var siteOf: [DestinationID: SiteID] = [:]
@@ -41,8 +48,9 @@ package actor Dispatcher: WorkSignalling {
     package init(
         loop: any EventLoop, configuration: DeliveryConfiguration, source: any WorkSource, settler: any Settling,
         reader: any BodyReading, planning: any MXPlanning, permits: any PermitLeasing, time: any TimeSource,
-        logger: Logger, seed: UInt64
+        logger: Logger, seed: UInt64, naming: (any SiteNaming)? = nil
     ) {
+        self.naming = naming
         context = DeliveryContext(
             home: LoopHome(loop), source: source, settler: settler, reader: reader, permits: permits, time: time,
             logger: logger, configuration: configuration)
@@ -189,6 +197,7 @@ package actor Dispatcher: WorkSignalling {
     private func pool(for plan: SitePlan, at now: Instant) -> (SiteID, ConnectionPool)? {
         if let site = siteByKey[plan.key], let pool = pools[site] {
             pool.assumeIsolated { $0.update(plan) }
+            naming?.siteInUse(site, name: plan.name)
             return (site, pool)
         }
         if pools.count >= DeliveryLimits.poolsPerLoop { evict(at: now) }
@@ -198,6 +207,7 @@ package actor Dispatcher: WorkSignalling {
         let pool = ConnectionPool(site: site, plan: plan, context: context, seed: random.next())
         pools[site] = pool
         siteByKey[plan.key] = site
+        naming?.siteInUse(site, name: plan.name)
         return (site, pool)
     }
 
@@ -207,6 +217,7 @@ package actor Dispatcher: WorkSignalling {
             pools.removeValue(forKey: site)
             let key = pool.assumeIsolated { $0.plan.key }
             siteByKey.removeValue(forKey: key)
+            naming?.siteForgotten(site)
             evicted = true
         }
         if evicted { siteOf = siteOf.filter { pools[$0.value] != nil } }

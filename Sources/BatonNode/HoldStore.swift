@@ -59,7 +59,9 @@ final class HoldStore: Sendable {
         defer { try? disk.close(handle) }
         let disk = disk
         let result: Result<Void, DiskError> = Array(data).withUnsafeBytes { bytes in
-            do throws(DiskError) { return .success(try disk.write(handle, bytes, at: 0)) } catch { return .failure(error) }
+            do throws(DiskError) { return .success(try disk.write(handle, bytes, at: 0)) } catch {
+                return .failure(error)
+            }
         }
         try result.get()
         try disk.sync(handle)

@@ -1,9 +1,9 @@
-// The checked configuration as each module wants it.
-import BatonMail
 import BatonCore
 import BatonDNS
 import BatonDelivery
 import BatonIngress
+// The checked configuration as each module wants it.
+import BatonMail
 import BatonModel
 import BatonQueue
 import BatonSMTP
@@ -34,6 +34,13 @@ extension NodeConfiguration {
             retry: RetrySchedule(queue.retry), expireAfter: queue.expireAfter, reportExpireAfter: queue.ndrExpireAfter,
             delayNoticeAfter: queue.delayNoticeAfter, residentBytes: max(limits.memory / 2 / partitions, 1),
             jobsMax: max(QueueLimits.jobsMax / partitions, 1), seed: seed)
+    }
+
+    /// The retry schedule of a site by its name as events have it; nil where `queue.retry` holds.
+    func retrySchedule(ofSite name: [UInt8]) -> RetrySchedule? {
+        let text = String(decoding: name, as: UTF8.self)
+        guard let rule = sites.first(where: { $0.siteNames.contains(text) }), rule.retry.isSet else { return nil }
+        return RetrySchedule(rule.retry.applied(to: queue.retry))
     }
 
     var resolverSettings: ResolverConfiguration {
@@ -132,7 +139,17 @@ extension RetrySchedule {
     }
 }
 
+extension RetryOverride {
+    fileprivate var isSet: Bool { first != nil || factor != nil || max != nil || jitter != nil }
+}
+
 extension SiteRule {
+    /// What delivery calls the sites of this rule: its name, else its domain patterns and its first MX suffix.
+    fileprivate var siteNames: [String] {
+        if !name.isEmpty { return [name] }
+        return domains.map(\.description) + mxSuffixes.prefix(1).map(\.description)
+    }
+
     /// Delivery matches one condition a rule; rules of one name share their connections and rate.
     fileprivate var deliveryRules: [BatonDelivery.SiteRule] {
         var rules: [BatonDelivery.SiteRule] = []

@@ -1,11 +1,11 @@
+import BatonCore
+import BatonDNS
+import BatonDelivery
 // Answers the admin HTTP from the node's parts.
 import BatonIngress
-import BatonRuntime
-import BatonDNS
-import BatonCore
-import BatonDelivery
 import BatonModel
 import BatonQueue
+import BatonRuntime
 import BatonSpool
 import Logging
 import NIOCore
@@ -34,7 +34,7 @@ struct NodeInspector: NodeInspecting {
             state: state, node: node.configuration.node.id, version: BatonVersion.current, copies: 1,
             disk: .init(
                 freeBytes: stats.freeBytes, totalBytes: stats.totalBytes,
-                minFreeBytes: UInt64(max(0, node.configuration.spool.minFree))), reasons: reasons)
+                minFreeBytes: UInt64(max(0, node.current.get().spool.minFree))), reasons: reasons)
     }
 
     // MARK: Queue
@@ -139,8 +139,10 @@ struct NodeInspector: NodeInspecting {
         guard !rows.isEmpty || !records.isEmpty else { return nil }
         var envelope = rows.lazy.compactMap(\.envelope).first
         if envelope == nil, let ref = rows.first?.ref { envelope = await read(ref) }
-        return MessageTimeline(id: id, node: node.configuration.node.id, rows: rows, envelope: envelope, events: records)
-            .report()
+        return MessageTimeline(
+            id: id, node: node.configuration.node.id, rows: rows, envelope: envelope, events: records
+        )
+        .report()
     }
 
     func messages(

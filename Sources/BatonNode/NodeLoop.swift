@@ -7,6 +7,7 @@ import BatonQueue
 import BatonRuntime
 import Logging
 import NIOCore
+import Synchronization
 
 /// Strong references to a loop's actors; the partition and the dispatcher know each other weakly or by these.
 struct NodeLoop: Sendable {
@@ -27,6 +28,32 @@ struct NodePorts: Sendable {
     let resolver: UnboundThread
     let time: any TimeSource
     let logger: Logger
+    /// In force now; a reload replaces it.
+    let current: CurrentConfiguration
+}
+
+/// The configuration in force, for readers on any thread.
+final class CurrentConfiguration: Sendable {
+    private let value: Mutex<NodeConfiguration>
+
+    init(_ configuration: NodeConfiguration) {
+        value = Mutex(configuration)
+    }
+
+    func get() -> NodeConfiguration { value.withLock { $0 } }
+    func set(_ new: NodeConfiguration) { value.withLock { $0 = new } }
+}
+
+/// Gives the loop's partition each site's name and its own retry schedule, if `sites:` has one.
+struct SiteNames: SiteNaming {
+    let partition: QueuePartition
+    let configuration: CurrentConfiguration
+
+    func siteInUse(_ site: SiteID, name: [UInt8]) {
+        partition.nameSite(site, name: name, retry: configuration.get().retrySchedule(ofSite: name))
+    }
+
+    func siteForgotten(_ site: SiteID) { partition.forgetSite(site) }
 }
 
 extension NodeConfiguration {
@@ -50,7 +77,8 @@ extension NodeConfiguration {
             source: partition, logger: ports.logger)
         let dispatcher = Dispatcher(
             loop: loop, configuration: deliverySettings, source: partition, settler: settler, reader: ports.bodies,
-            planning: dns, permits: ports.permits, time: ports.time, logger: ports.logger, seed: SystemRandom.uint64())
+            planning: dns, permits: ports.permits, time: ports.time, logger: ports.logger, seed: SystemRandom.uint64(),
+            naming: SiteNames(partition: partition, configuration: ports.current))
         try await loop.submit { partition.bind(signalling: dispatcher) }.get()
         dispatcher.start()
         return NodeLoop(home: home, partition: partition, dns: dns, settler: settler, dispatcher: dispatcher)

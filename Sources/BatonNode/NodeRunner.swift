@@ -1,18 +1,18 @@
-// `baton serve`: starts a node under ServiceLifecycle, prints the banner, reloads on SIGHUP, stops on SIGTERM.
-import Synchronization
-import BatonRuntime
-import BatonQueue
-import BatonIngress
-import BatonDelivery
-import BatonDNS
 import BatonCore
+import BatonDNS
+import BatonDelivery
+import BatonIngress
 import BatonModel
+import BatonQueue
+import BatonRuntime
 import CBatonSystem
 import Foundation
 import Logging
 import Metrics
 import NIOPosix
 import ServiceLifecycle
+// `baton serve`: starts a node under ServiceLifecycle, prints the banner, reloads on SIGHUP, stops on SIGTERM.
+import Synchronization
 import UnixSignals
 
 /// Runs a node until it is told to stop. Returns the process's exit code.
@@ -29,6 +29,7 @@ package enum NodeRunner {
             printLine("baton: \(error)")
             return (error as? NodeError)?.exitCode ?? 1
         }
+        metrics.addCollector { node.samples() }
         let controlGroup = MultiThreadedEventLoopGroup(numberOfThreads: 1)
         let admin: AdminServer
         do {
@@ -123,12 +124,12 @@ extension RelayNode {
             logger.error("SIGHUP: nothing changed", metadata: ["reason": "\(error)"])
             return
         }
-        let old = current.withLock { $0 }
+        let old = current.get()
         for change in old.changesThatNeedRestart(to: new) {
             logger.warning("SIGHUP: not changed while running", metadata: ["config": "\(change)"])
         }
         let next = old.reloaded(with: new)
-        current.withLock { $0 = next }
+        current.set(next)
         ingress.update(limits: next.ingressSettings.limits)
         permits.update(connections: next.delivery.connections)
         for loop in loops {

@@ -1,7 +1,7 @@
 // The composition root: makes the parts, binds their ports, starts them in order and stops them in the reverse one.
 import BatonCore
-import BatonDelivery
 import BatonDNS
+import BatonDelivery
 import BatonIngress
 import BatonModel
 import BatonQueue
@@ -45,7 +45,7 @@ package final class RelayNode: Sendable {
     let holds: HoldStore
     let workers: WorkerPool
     package let eventSearch: EventSearch
-    let current: Mutex<NodeConfiguration>
+    let current: CurrentConfiguration
     let phase = Mutex(NodePhase.starting)
     package let startedAt: Instant
     private let addresses = Mutex<[String]>([])
@@ -53,7 +53,8 @@ package final class RelayNode: Sendable {
     private init(
         configuration: NodeConfiguration, time: SystemTimeSource, logger: Logger, group: MultiThreadedEventLoopGroup,
         directory: DataDirectory, spool: Spool, events: EventLog, gate: SubmissionGate, resolver: UnboundThread,
-        permits: NodePermits, loops: [NodeLoop], ingress: Ingress, holds: HoldStore
+        permits: NodePermits, loops: [NodeLoop], ingress: Ingress, holds: HoldStore,
+        current: CurrentConfiguration
     ) {
         self.configuration = configuration
         self.time = time
@@ -71,7 +72,7 @@ package final class RelayNode: Sendable {
         let workers = WorkerPool(name: "worker", threads: 2, capacity: 64)
         self.workers = workers
         self.eventSearch = EventSearch(directory: events.directory, workers: workers)
-        self.current = Mutex(configuration)
+        self.current = current
         self.startedAt = time.now()
     }
 
@@ -146,9 +147,10 @@ package final class RelayNode: Sendable {
         }
         let gate = SubmissionGate(spool: spool, events: events, partitions: partitions)
         let permits = NodePermits(connections: configuration.delivery.connections)
+        let current = CurrentConfiguration(configuration)
         let ports = NodePorts(
             submitter: spool, outcomes: spool, bodies: spool, events: events, permits: permits, resolver: resolver,
-            time: time, logger: logger)
+            time: time, logger: logger, current: current)
         var loops: [NodeLoop] = []
         for (partition, loop) in zip(partitions, eventLoops) {
             loops.append(try await configuration.makeLoop(partition, on: loop, ports: ports))
@@ -163,7 +165,7 @@ package final class RelayNode: Sendable {
         let node = RelayNode(
             configuration: configuration, time: time, logger: logger, group: group, directory: directory,
             spool: spool, events: events, gate: gate, resolver: resolver, permits: permits, loops: loops,
-            ingress: ingress, holds: holds)
+            ingress: ingress, holds: holds, current: current)
         do {
             let bound = try await ingress.start()
             node.addresses.withLock { $0 = bound.map { "\($0.ipAddress ?? "?"):\($0.port ?? 0)" } }
@@ -193,14 +195,16 @@ package final class RelayNode: Sendable {
             return phase != .stopping
         }
         guard first else { return }
-        let grace = current.withLock { $0.node.shutdownGrace }
+        let grace = current.get().node.shutdownGrace
         gate.stopAccepting()
+        logger.notice("Stopping", metadata: ["grace.seconds": "\(grace.seconds)"])
         await withTaskGroup(of: Void.self) { group in
             group.addTask { await self.ingress.stop(grace: grace) }
             for loop in loops {
                 group.addTask { try? await loop.dispatcher.shutDown(grace: grace).get() }
             }
         }
+        await settleReports(within: grace)
         for loop in loops { try? await loop.home.loop.submit { loop.partition.stop() }.get() }
         try? await Self.blocking {
             self.spool.stopAccepting()
@@ -211,6 +215,18 @@ package final class RelayNode: Sendable {
         }
         try? await group.shutdownGracefully()
         directory.close()
+        logger.notice("Stopped")
+    }
+
+    /// Reports on their way into the spool get their answer; what is left is tried again after the next start.
+    private func settleReports(within grace: TimeSpan) async {
+        let end = time.now() + grace
+        while time.now() < end {
+            var left = 0
+            for loop in loops { left += (try? await loop.home.loop.submit { loop.settler.outstanding }.get()) ?? 0 }
+            if left == 0 { return }
+            try? await Task.sleep(nanoseconds: 20_000_000)
+        }
     }
 }
 

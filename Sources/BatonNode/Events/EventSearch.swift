@@ -89,7 +89,9 @@ package struct EventSearch: Sendable {
     }
 
     /// Ids of matching messages, newest file first. The cursor is the name of the file to go on with.
-    func messages(matching key: Key, limit: Int, before cursor: String?) async throws -> (ids: [MessageID], next: String?) {
+    func messages(matching key: Key, limit: Int, before cursor: String?) async throws -> (
+        ids: [MessageID], next: String?
+    ) {
         let needle =
             switch key {
             case .recipient(let address): "\"recipient\":\(Self.quoted(address))"

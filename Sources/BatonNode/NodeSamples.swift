@@ -1,5 +1,7 @@
 // Values of the node that are read when `/metrics` is scraped.
 import BatonCore
+import BatonDelivery
+import BatonIngress
 import BatonSpool
 
 extension RelayNode {

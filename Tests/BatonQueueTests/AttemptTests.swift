@@ -73,6 +73,7 @@ private func asksNotice(_ decision: RecipientDecision?) -> Bool {
     let harness = Harness()
     harness.receive(message(1, to: (0..<50).map { "u\($0)@x.test" }))
     _ = harness.decide(harness.pull()[0], .temporary(tryLater))
+    #expect(Set(harness.show(1).map(\.due)).count == 1)
     harness.advance(by: .minutes(7))
     #expect(harness.pull(siteA, 50).map(\.recipients.count) == [50])
 }

@@ -141,15 +141,27 @@ private func deferAll(_ harness: Harness, _ domain: String = "x.test") {
 @Test func walkLosesItsPlaceWhenItsNextJobGoes() {
     let harness = Harness()
     for number in 0..<3_000 { harness.receive(message(UInt32(number), to: ["u@x.test"], body: false)) }
-    // The oldest are in flight when the walk begins at the newest; they are settled while it is under way.
-    let pulled = harness.pull(siteA, 1_500)
+    // The walk goes from the newest to the oldest and pauses after a slice; those around its place are in flight.
+    let next = UInt32(3_000 - QueueLimits.slice - 1)
+    var flying: [Transaction] = []
+    for transaction in harness.pull(siteA, 3_000).reversed() {
+        if transaction.message.record.distance(to: next).magnitude < 50 {
+            flying.append(transaction)
+        } else {
+            _ = harness.decide(transaction, .returned)
+        }
+    }
     harness.state.deferDestination(id(harness, "x.test"), reply: unreachable, at: harness.now)
     _ = harness.state.advance(to: harness.now)
-    for transaction in pulled { harness.deliver(transaction) }
+    #expect(harness.show(next + 60).map(\.attempts) == [1] && harness.show(next - 60).map(\.attempts) == [0])
+    for transaction in flying { harness.deliver(transaction) }
+    // Their slots, the walk's next one among them, now belong to another destination.
+    for number in 3_000..<3_099 { harness.receive(message(UInt32(number), to: ["u@y.test"], body: false)) }
     harness.work()
     #expect(harness.show(2_999).map(\.attempts) == [1])
-    #expect(harness.show(1_500).map(\.attempts) == [1])
-    #expect(harness.jobCount == 1_500)
+    #expect(harness.show(next - 60).map(\.attempts) == [1])
+    #expect(harness.show(0).map(\.attempts) == [1])
+    #expect(harness.list(QueueFilter(domain: Domain("y.test"))).rows.allSatisfy { $0.attempts == 0 })
     #expect(harness.violations() == [])
 }
 

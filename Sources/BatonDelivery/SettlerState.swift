@@ -79,7 +79,9 @@ struct SettlerState: StateMachine {
     private var waiting = Deque<Work>()
     private var underWay: [UInt64: Work] = [:]
     private var nextToken: UInt64 = 0
-    private var failuresInARow = 0
+    /// Apart, since a disk that reads may yet refuse to write, and its reads must not shorten the wait for the other.
+    private var refusalsInARow = 0
+    private var failedReadsInARow = 0
     private var isPaused = false
 
     // One call's harvest, in the order in which it has to be made durable.
@@ -282,7 +284,7 @@ struct SettlerState: StateMachine {
         guard let work = underWay.removeValue(forKey: result.token) else { return }
         switch result.outcome {
         case .durable(let ref):
-            failuresInARow = 0
+            refusalsInARow = 0
             switch work.kind {
             case .failure: tally.failureReports += 1
             case .delay: tally.delayReports += 1
@@ -292,7 +294,7 @@ struct SettlerState: StateMachine {
             finish(work, report: ref)
         case .refused:
             tally.refusals += 1
-            putBack(work, at: now)
+            putBack(work, failures: \.refusalsInARow, at: now)
         }
     }
 
@@ -307,7 +309,7 @@ struct SettlerState: StateMachine {
         guard var work = underWay.removeValue(forKey: result.token) else { return }
         switch result.outcome {
         case .message(let envelope, let body):
-            failuresInARow = 0
+            failedReadsInARow = 0
             if work.envelope == nil {
                 work.envelope = envelope
                 work.body = body
@@ -318,7 +320,7 @@ struct SettlerState: StateMachine {
                 advance(work, result.token, at: now)
             }
         case .fragment(let octets):
-            failuresInARow = 0
+            failedReadsInARow = 0
             work.returned = .headers(octets)
             advance(work, result.token, at: now)
         case .damaged:
@@ -335,18 +337,18 @@ struct SettlerState: StateMachine {
                 work.returned = .nothing
                 advance(work, result.token, at: now)
             } else {
-                putBack(work, at: now)
+                putBack(work, failures: \.failedReadsInARow, at: now)
             }
         }
     }
 
     /// Keeps refused work at the front, and lets the spool rest.
-    private mutating func putBack(_ work: Work, at now: Instant) {
+    private mutating func putBack(_ work: Work, failures: WritableKeyPath<SettlerState, Int>, at now: Instant) {
         waiting.prepend(work.lean)
         guard !isPaused else { return }
         isPaused = true
-        let span = SettlerLimits.retryFirst.multiplied(by: Double(1 << min(failuresInARow, 16)))
-        failuresInARow = min(failuresInARow + 1, 16)
+        let span = SettlerLimits.retryFirst.multiplied(by: Double(1 << min(self[keyPath: failures], 16)))
+        self[keyPath: failures] = min(self[keyPath: failures] + 1, 16)
         wake = now + min(span, SettlerLimits.retryMax)
     }
 

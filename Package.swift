@@ -161,7 +161,7 @@ let beside: [Target] = [
             "BatonNode", "baton", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix, logging, metrics,
             arguments,
         ]),
-    tests("BatonBenchTests", ["baton-bench", "BatonCore", "BatonModel", nioCore]),
+    tests("BatonBenchTests", ["baton-bench", "BatonCore", "BatonModel", nioCore, arguments]),
     tests("NodeIntegrationTests", ["baton", "baton-bench", "BatonCore"]),
     tests(
         "Fuzz",

@@ -1,4 +1,5 @@
 // The reconciler's verdicts, history files, options and scenarios.
+import ArgumentParser
 import BatonCore
 import Glibc
 import Testing
@@ -185,6 +186,16 @@ private func verdict(sent: [HistoryRecord], got: [HistoryRecord]) -> Verdict {
         #expect(throws: BenchError.self) { try Scenario(yaml: "send: {messages: 5}\nexpect: {lots: 0}", name: "x") }
         #expect(throws: BenchError.self) {
             try Scenario(yaml: "send: {messages: 5}\nrelay: {kill: {every: 3s-1s}}", name: "x")
+        }
+    }
+
+    @Test func shippedScenarioThatDoesNotParse() throws {
+        let folder = #filePath.split(separator: "/").dropLast(3).map { "/" + $0 }.joined() + "/benchmarks/scenarios"
+        for name in ["direct", "steady", "flood", "mixed", "large", "kill-loop", "drop-after-dot", "restarts"] {
+            let plan = try Scenario(yaml: readFile("\(folder)/\(name).yaml"), name: "?")
+            #expect(plan.name == name)
+            _ = try BatonBench.parseAsRoot(["send"] + plan.send)
+            _ = try BatonBench.parseAsRoot(["sink"] + plan.sink)
         }
     }
 

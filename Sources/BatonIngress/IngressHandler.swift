@@ -91,6 +91,9 @@ final class IngressHandler: ChannelInboundHandler {
         home.add(self, session: origin.sessionID)
         if home.isStopping { session.shutdown(into: &output) }
         perform()
+        flush()
+        // Reading begins before the greeting: what comes now is an offence.
+        readMore()
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
@@ -132,7 +135,6 @@ final class IngressHandler: ChannelInboundHandler {
             session.connectionLost(into: &output)
             perform()
             book(0)
-            home.remove(session: origin.sessionID)
         }
         timer?.cancel()
         timer = nil
@@ -142,7 +144,9 @@ final class IngressHandler: ChannelInboundHandler {
 
     /// Comes for every handler that was added, even where the channel never became active.
     func handlerRemoved(context: ChannelHandlerContext) {
-        if refusal == nil { home.admission.release(network) }
+        guard refusal == nil else { return }
+        home.admission.release(network)
+        home.remove(session: origin.sessionID)
     }
 
     // MARK: Session

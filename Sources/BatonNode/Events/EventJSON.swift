@@ -1,5 +1,6 @@
 // An event as one line of JSON (CONTRACT "Events"), written octet by octet without Foundation.
 import BatonCore
+import BatonMail
 import BatonModel
 
 /// Formats events into a byte array that its owner reuses. About a microsecond an event.
@@ -149,11 +150,21 @@ struct EventJSON {
         if closing { bytes.append(UInt8(ascii: "\"")) }
         text(key)
         bytes.append(UInt8(ascii: "\""))
-        if value.contains(where: { $0 >= 0x80 }) {
+        var isPlain = true
+        var isASCII = true
+        for byte in value {
+            if byte < 0x20 || byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "\\") || byte == 0x7f {
+                isPlain = false
+            }
+            if byte >= 0x80 { isASCII = false }
+        }
+        if isPlain, isASCII {
+            bytes.append(contentsOf: value)
+        } else if isASCII {
+            for byte in value { escape(byte) }
+        } else {
             // Repaired: invalid UTF-8 becomes U+FFFD.
             for byte in String(decoding: value, as: UTF8.self).utf8 { escape(byte) }
-        } else {
-            for byte in value { escape(byte) }
         }
         bytes.append(UInt8(ascii: "\""))
     }
@@ -175,44 +186,26 @@ struct EventJSON {
     private static func hex(_ nibble: UInt8) -> UInt8 { nibble < 10 ? 0x30 + nibble : 0x57 + nibble }
 }
 
-/// A moment as people write it, in UTC. Days are counted by Hinnant's civil-from-days.
+/// A moment as event lines and file names write it, in UTC.
 struct CivilTime {
-    let year: Int64
-    let month: Int64
-    let day: Int64
-    let secondOfDay: Int64
+    private let time: CalendarTime
 
     init(secondsSinceEpoch seconds: Int64) {
-        var days = seconds / 86_400
-        var rest = seconds % 86_400
-        if rest < 0 {
-            rest += 86_400
-            days -= 1
-        }
-        let shifted = days + 719_468
-        let era = (shifted >= 0 ? shifted : shifted - 146_096) / 146_097
-        let dayOfEra = shifted - era * 146_097
-        let yearOfEra = (dayOfEra - dayOfEra / 1460 + dayOfEra / 36_524 - dayOfEra / 146_096) / 365
-        let dayOfYear = dayOfEra - (365 * yearOfEra + yearOfEra / 4 - yearOfEra / 100)
-        let shiftedMonth = (5 * dayOfYear + 2) / 153
-        day = dayOfYear - (153 * shiftedMonth + 2) / 5 + 1
-        month = shiftedMonth < 10 ? shiftedMonth + 3 : shiftedMonth - 9
-        year = yearOfEra + era * 400 + (month <= 2 ? 1 : 0)
-        secondOfDay = rest
+        self.time = CalendarTime(Instant(secondsSinceEpoch: seconds))
     }
 
-    private static func two(_ value: Int64) -> String { value < 10 ? "0\(value)" : "\(value)" }
+    private static func two(_ value: Int) -> String { value < 10 ? "0\(value)" : "\(value)" }
 
     /// `2026-11-24T00:30:00`, without fraction and zone.
     var rfc3339Prefix: String {
-        "\(year)-\(Self.two(month))-\(Self.two(day))T\(Self.two(secondOfDay / 3600)):"
-            + "\(Self.two(secondOfDay / 60 % 60)):\(Self.two(secondOfDay % 60))"
+        "\(time.year)-\(Self.two(time.month))-\(Self.two(time.day))T\(Self.two(time.hour)):"
+            + "\(Self.two(time.minute)):\(Self.two(time.second))"
     }
 
     /// `20261124T003000Z`, as in the names of event files: it sorts by time.
     var compact: String {
-        "\(year)\(Self.two(month))\(Self.two(day))T\(Self.two(secondOfDay / 3600))"
-            + "\(Self.two(secondOfDay / 60 % 60))\(Self.two(secondOfDay % 60))Z"
+        "\(time.year)\(Self.two(time.month))\(Self.two(time.day))T\(Self.two(time.hour))"
+            + "\(Self.two(time.minute))\(Self.two(time.second))Z"
     }
 }
 

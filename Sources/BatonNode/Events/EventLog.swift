@@ -2,6 +2,7 @@
 import BatonCore
 import BatonModel
 import BatonRuntime
+import Glibc
 import Logging
 import Metrics
 import Synchronization
@@ -17,6 +18,10 @@ package struct EventSettings: Sendable {
     package var fileAge = TimeSpan.hours(1)
     /// Written events are fdatasync'ed within this time.
     package var syncInterval = TimeSpan.milliseconds(500)
+    /// Formatted bytes that are written before a sync is due.
+    package var writeSize = 256 * ByteCount.kibi
+    /// How long the thread waits for more after few events came, so that a loop's every turn is not a wake of its own.
+    package var gatherInterval = TimeSpan.milliseconds(5)
     /// Formatted bytes and waiting events that may be unsynced; past either the log is full and new mail gets 452.
     package var unsyncedBytes = 64 * ByteCount.mebi
     package var waitingEvents = 500_000
@@ -34,10 +39,15 @@ package final class EventLog: EventRecording {
         case rejections([RejectionEvent])
     }
 
+    /// Batches taken from the mailbox in one turn.
+    private static let batchMax = 4096
+
+    /// Without a bound of its own: `isFull` closes admission, and what is still queued then is bounded by the queue.
     private let mailbox = ThreadMailbox<Item>(capacity: .max)
     private let recordedCount = Atomic<UInt64>(0)
     private let syncedCount = Atomic<UInt64>(0)
     private let full = Atomic<Bool>(false)
+    private let unloggedRejections = Counter(label: "baton_rejections_unlogged_total")
     private let settings: EventSettings
     private let thread: Mutex<DedicatedThread?> = Mutex(nil)
     package let directory: String
@@ -72,7 +82,13 @@ package final class EventLog: EventRecording {
     /// Waits for events (without end while all is synced) and works on what came. False when the log is closed.
     private func turn(_ time: any TimeSource) -> Bool {
         let clean = writer.withLock { $0.isClean }
-        let items = mailbox.take(limit: 4096, timeoutNanoseconds: clean ? nil : settings.syncInterval.nanoseconds)
+        var items = mailbox.take(
+            limit: Self.batchMax, timeoutNanoseconds: clean ? nil : settings.syncInterval.nanoseconds)
+        if let few = items, !few.isEmpty, few.count < Self.batchMax / 16 {
+            usleep(UInt32(clamping: settings.gatherInterval.nanoseconds / 1000))
+            // An end that comes in between is seen at the next turn.
+            items = few + (mailbox.take(limit: Self.batchMax, timeoutNanoseconds: 0) ?? [])
+        }
         writer.withLock { writer in
             if let items { writer.take(items) }
             syncedCount.store(writer.turn(at: time.now(), force: items == nil), ordering: .releasing)
@@ -84,14 +100,22 @@ package final class EventLog: EventRecording {
 
     package func record(_ events: [MailEvent]) {
         guard !events.isEmpty else { return }
-        mailbox.deliver(CollectionOfOne(.events(events)))
+        // Counted before it is handed over: who reads `recorded` after this has every event before his own in it, so that
+        // `synced` reaching that value covers his own.
         recordedCount.add(UInt64(events.count), ordering: .acquiringAndReleasing)
+        mailbox.deliver(CollectionOfOne(.events(events)))
     }
 
     package func record(rejections: [RejectionEvent]) {
         guard !rejections.isEmpty else { return }
-        mailbox.deliver(CollectionOfOne(.rejections(rejections)))
+        // Nobody is owed a refusal's record, and refusals do not end when admission closes: past the bound they are counted
+        // alone, or a full disk and one insistent client would fill the memory.
+        guard !isFull else {
+            unloggedRejections.increment(by: rejections.count)
+            return
+        }
         recordedCount.add(UInt64(rejections.count), ordering: .acquiringAndReleasing)
+        mailbox.deliver(CollectionOfOne(.rejections(rejections)))
     }
 
     package var recorded: UInt64 { recordedCount.load(ordering: .acquiring) }

@@ -84,10 +84,12 @@ struct EventWriter: Sendable {
             counts[index + 1] = 0
         }
         if failed, !force, now - lastSync < .seconds(1) { return synced }
+        let due = force || now - lastSync >= settings.syncInterval || json.bytes.count > settings.unsyncedBytes / 2
         do throws(DiskError) {
             if failed || file == nil { try startFile(at: now) }
-            try write()
-            if force || now - lastSync >= settings.syncInterval || json.bytes.count > settings.unsyncedBytes / 2 {
+            // What is not due gathers: many small writes would cost more than they save, for only a sync makes events safe.
+            if due || json.bytes.count - written >= settings.writeSize { try write() }
+            if due {
                 try sync(at: now)
                 if syncedOffset >= settings.fileSize || (syncedOffset > 0 && now - fileStarted >= settings.fileAge) {
                     try startFile(at: now)
@@ -144,7 +146,11 @@ struct EventWriter: Sendable {
 
     /// A new, empty file; what is not synced yet will be written to it again from the start.
     private mutating func startFile(at now: Instant) throws(DiskError) {
-        if let file { try? disk.close(file) }
+        if let file {
+            try? disk.close(file)
+            // Nothing in it counts, and a full disk tried for hours would leave one such file a second.
+            if syncedOffset == 0 { try? disk.unlink(path) }
+        }
         file = nil
         written = 0
         syncedOffset = 0

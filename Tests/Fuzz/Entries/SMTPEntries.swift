@@ -168,24 +168,33 @@ private func frame(_ pieces: [[UInt8]], _ kind: DataFraming.Kind, normalize: Boo
 }
 
 /// Octet by octet and by the book (RFC 5321 4.5.2): what a clean DATA holds. Nil for one with violations or without its end.
-private func framedByTheBook(_ stream: [UInt8]) -> (content: [UInt8], used: Int)? {
+///
+/// Normalized, a bare LF ends a line too, and a lone dot counts only between two CRLF.
+private func framedByTheBook(_ stream: [UInt8], normalize: Bool) -> (content: [UInt8], used: Int)? {
     var content: [UInt8] = []
-    var lineStart = 0
+    var line: [UInt8] = []
+    var behindCRLF = true
     var index = 0
     while index < stream.count {
-        guard stream[index] != 0 else { return nil }
-        if stream[index] == 0x0a { return nil }
-        if stream[index] == 0x0d {
-            guard index + 1 < stream.count, stream[index + 1] == 0x0a else { return nil }
-            var line = Array(stream[lineStart..<index])
-            index += 2
-            lineStart = index
-            if line == [UInt8(ascii: ".")] { return (content, index) }
-            if line.first == UInt8(ascii: ".") { line.removeFirst() }
-            content += line + [0x0d, 0x0a]
-        } else {
-            index += 1
+        let octet = stream[index]
+        index += 1
+        if octet != 0x0d, octet != 0x0a {
+            guard octet != 0 else { return nil }
+            line.append(octet)
+            continue
         }
+        if octet == 0x0d {
+            guard index < stream.count, stream[index] == 0x0a else { return nil }
+            index += 1
+        } else if !normalize {
+            return nil
+        }
+        let isDot = line == [UInt8(ascii: ".")]
+        if isDot, behindCRLF, octet == 0x0d { return (content, index) }
+        if !isDot, line.first == UInt8(ascii: ".") { line.removeFirst() }
+        content += line + [0x0d, 0x0a]
+        line = []
+        behindCRLF = octet == 0x0d
     }
     return nil
 }
@@ -206,10 +215,10 @@ private func framedByTheBook(_ stream: [UInt8]) -> (content: [UInt8], used: Int)
     if kind == .counted, !normalize { try hold(whole.content == stream, "BDAT changed") }
     guard kind == .dotted else { return }
     if whole.ended { try hold(isCleanText(whole.content), "bare CR, bare LF or NUL got in") }
-    if let book = framedByTheBook(stream) {
+    if let book = framedByTheBook(stream, normalize: normalize) {
         try hold(whole.ended && whole.used == book.used, "the end is at \(book.used), not \(whole.used)")
         try hold(whole.content == book.content, "the body differs from the book's")
-    } else if !normalize {
+    } else {
         try hold(!whole.ended, "ended where the book sees no end")
     }
     guard whole.ended else { return }

@@ -18,8 +18,8 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
 
     let directory: DataDirectory
     let configuration: SpoolConfiguration
-    let registry: any SegmentRegistry
-    let ledger = SegmentLedger()
+    package let registry: any SegmentRegistry
+    package let ledger = SegmentLedger()
     let shared = LaneShared()
     let events: any EventRecording
     let time: any TimeSource

@@ -88,7 +88,9 @@ package final class MemoryDisk: Disk {
     /// Sum of all files' lengths under a prefix.
     package func bytes(under prefix: String) -> Int {
         state.withLock { state in
-            state.names.filter { $0.key.hasPrefix(prefix) }.reduce(0) { $0 + (state.inodes[$1.value]?.bytes.count ?? 0) }
+            state.names.filter { $0.key.hasPrefix(prefix) }.reduce(0) {
+                $0 + (state.inodes[$1.value]?.bytes.count ?? 0)
+            }
         }
     }
     package func flip(_ path: String, at offset: Int, mask: UInt8 = 0x40) {
@@ -249,7 +251,9 @@ package final class MemoryDisk: Disk {
     }
 
     package func size(_ file: DiskFile) throws(DiskError) -> Int64 {
-        try onInode("size", file) { state, inode -> Result<Int64, DiskError> in .success(Int64(state.inodes[inode]?.bytes.count ?? 0)) }
+        try onInode("size", file) { state, inode -> Result<Int64, DiskError> in
+            .success(Int64(state.inodes[inode]?.bytes.count ?? 0))
+        }
     }
 
     package func syncDirectory(_ path: String) throws(DiskError) {
@@ -318,7 +322,13 @@ package final class MemoryDisk: Disk {
 
 extension MemoryDisk.Inode {
     mutating func extend(to length: Int) {
-        if bytes.count < length { bytes.append(contentsOf: repeatElement(0, count: length - bytes.count)) }
+        let missing = length - bytes.count
+        guard missing > 0 else { return }
+        // By memset: a debug build would append the reserve's 16 MiB octet by octet.
+        bytes += [UInt8](unsafeUninitializedCapacity: missing) { buffer, count in
+            if let base = buffer.baseAddress { memset(base, 0, missing) }
+            count = missing
+        }
     }
 
     mutating func truncate(to length: Int) {

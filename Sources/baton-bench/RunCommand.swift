@@ -26,7 +26,11 @@ struct RunCommand: ParsableCommand {
         let own = dir == nil
         let folder = dir ?? "bench-run-\(getpid())"
         if mkdir(folder, 0o755) != 0, errno != EEXIST { throw BenchError.system("mkdir \(folder)", errno) }
-        var runner = try ScenarioRunner(plan, folder: folder, bin: bin ?? ownFolder())
+        // Paths in a relay's configuration are relative to its own folder, so the placeholder is written in full.
+        guard let resolved = realpath(folder, nil) else { throw BenchError.system("realpath \(folder)", errno) }
+        defer { free(resolved) }
+        let full = String(cString: resolved)
+        var runner = try ScenarioRunner(plan, folder: full, bin: bin ?? ownFolder())
         let result = try runner.run()
         try result.json.write(to: json)
         say(result.text)

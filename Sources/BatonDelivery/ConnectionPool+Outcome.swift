@@ -40,7 +40,10 @@ extension ConnectionPool {
             links.removeValue(forKey: id)
         }
         post(.finished(id, reusable: end.reusable, trouble: end.trouble, fresh: link.fresh))
-        guard !again.isEmpty else { return }
+        guard !again.isEmpty else {
+            if !end.reusable { pump(ready: context.source.ready(site)) }
+            return
+        }
         job.recipients = again
         job.fallback = fallback
         if elsewhere {

@@ -340,6 +340,8 @@ package actor ConnectionPool {
         } else {
             post(.closed(id))
         }
+        // Its place is free for a new one.
+        pump(ready: context.source.ready(site))
     }
 
     func nextWorkID() -> WorkID {

@@ -116,8 +116,9 @@ final class DeliveryHandler: ChannelInboundHandler {
             }
         }
         if wrote { context?.flush() }
-        if closes { context?.close(promise: nil) }
+        // News first: closing makes the channel inactive at once, and what is told after that is not heard.
         if let news { tell(news) }
+        if closes { context?.close(promise: nil) }
         if wrote, session.isStreaming { askWritable() }
     }
 

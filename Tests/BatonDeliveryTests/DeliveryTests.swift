@@ -374,6 +374,7 @@ private let group = MultiThreadedEventLoopGroup.singleton
         await delivery.route()
         _ = await asked.wait(for: 1)
         let stopped = delivery.dispatcher.shutDown(grace: .seconds(10))
+        await delivery.settle()
         await delivery.pass(.seconds(9))
         #expect(delivery.source.results.all.isEmpty)
         await delivery.pass(.seconds(1))

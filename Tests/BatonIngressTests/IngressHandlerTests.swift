@@ -264,6 +264,7 @@ extension String {
     let done = ingress.home.shutdown()
     #expect(ingress.home.terminate() == [ingress.spool.submissions[0].envelope.id])
     #expect(try session.replies().hasPrefix("421"))
+    ingress.loop.run()
     try done.wait()
     // The late answer finds nobody and does no harm.
     ingress.spool.answer(ingress.spool.submissions[0], .durable(StoredMessageRef(segment: 0, record: 0)))

@@ -1,6 +1,7 @@
 // Fakes for ingress tests: a spool that records and answers when told, an event log, a client with blocking sockets.
 import BatonCore
 import BatonModel
+import BatonRuntime
 import BatonSMTP
 import BatonTestKit
 import Glibc
@@ -162,8 +163,17 @@ struct EmbeddedSession {
     }
 }
 
+/// Runs blocking work on a thread of its own: the threads of the default executor are few, and a stop under test needs one.
+func offPool<Value: Sendable>(_ work: @escaping @Sendable () throws -> Value) async throws -> Value {
+    try await withCheckedThrowingContinuation { continuation in
+        _ = DedicatedThread(name: "test-client") { continuation.resume(with: Result { try work() }) }
+    }
+}
+
 /// A client over real sockets that waits at most five seconds for anything.
-final class BlockingClient {
+///
+/// @unchecked: it holds a descriptor that never changes; a test uses it from one thread at a time.
+final class BlockingClient: @unchecked Sendable {
     private let descriptor: Int32
 
     init(port: Int) throws {
@@ -222,6 +232,15 @@ final class BlockingClient {
             if count == 0 { return true }
             if count < 0 { return errno == ECONNRESET }
         }
+    }
+
+    /// A client that has its 354.
+    static func inData(port: Int) throws -> BlockingClient {
+        let client = try BlockingClient(port: port)
+        _ = client.receive()
+        _ = client.ask("EHLO c.test\r\n")
+        _ = client.ask("MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n", replies: 3)
+        return client
     }
 
     func ask(_ text: String, replies: Int = 1) -> String {

@@ -290,3 +290,12 @@ import Testing
     }
     #expect(state.refused == 2)
 }
+
+@Test func listenerOnEveryAddressIsFoundBehindAnyOfThem() {
+    let all = LocalAddresses.reachable(at: [address("0.0.0.0")])
+    #expect(all.contains(address("127.0.0.1")))
+    #expect(all.allSatisfy { $0.isIPv4 && $0 != address("0.0.0.0") })
+    #expect(LocalAddresses.reachable(at: [address("::")]).isSuperset(of: all))
+    #expect(LocalAddresses.reachable(at: [address("203.0.113.5")]) == [address("203.0.113.5")])
+    #expect(LocalAddresses.reachable(at: []).isEmpty)
+}

@@ -162,7 +162,7 @@ let beside: [Target] = [
             arguments,
         ]),
     tests("BatonBenchTests", ["baton-bench", "BatonCore", "BatonModel", nioCore, arguments]),
-    tests("NodeIntegrationTests", ["baton", "baton-bench", "BatonCore"]),
+    tests("NodeIntegrationTests", ["baton", "baton-bench", "BatonCore", nioCore, nioPosix]),
     tests(
         "Fuzz",
         ["BatonSMTP", "BatonMail", "BatonSpool", "BatonDNS", "BatonModel", "BatonCore", nioCore]),

@@ -1,5 +1,6 @@
 // A plain blocking SMTP client that sends exactly the octets it is told to, and messages with every awkward line.
 import Foundation
+import NIOCore
 import Testing
 
 @testable import baton_bench

@@ -234,6 +234,9 @@ extension String {
     #expect(try session.replies().isEmpty)
     ingress.advance(.seconds(2))
     #expect(try session.replies().hasPrefix("421 4.4.2"))
+    #expect(session.reads.outputClosed && session.channel.isActive)
+    // What the client still sends is read and dropped, and does not lengthen the linger.
+    #expect(try session.send("MAIL FROM:<a@b.test>\r\n").isEmpty)
     ingress.advance(.seconds(3))
     #expect(!session.channel.isActive)
     #expect(ingress.admission.connections == 0)
@@ -269,4 +272,41 @@ extension String {
     // The late answer finds nobody and does no harm.
     ingress.spool.answer(ingress.spool.submissions[0], .durable(StoredMessageRef(segment: 0, record: 0)))
     ingress.loop.run()
+}
+
+@Test func commandsBehindTheFinalDotOverTheirBound() throws {
+    let ingress = EmbeddedIngress(answersAtOnce: false)
+    let session = try ingress.connect(1)
+    try session.openData()
+    _ = try session.send(message)
+    var waiting = 0
+    var before = -1
+    while session.reads.reads > before, waiting < 1_000_000 {
+        before = session.reads.reads
+        _ = try session.send(String(repeating: "RSET\r\n", count: 1_000))
+        waiting += 6_000
+    }
+    #expect(waiting >= IngressHandler.inputMax && waiting <= IngressHandler.inputMax + 6_000, "\(waiting)")
+    ingress.spool.answer(ingress.spool.submissions[0], .durable(StoredMessageRef(segment: 0, record: 0)))
+    ingress.loop.run()
+    #expect(session.reads.reads > before)
+    #expect(try session.replies().split(separator: "\r\n").count == 1 + waiting / 6)
+}
+
+@Test func clientThatReadsNoRepliesIsNotReadEither() throws {
+    let ingress = EmbeddedIngress()
+    let session = try ingress.connect(1)
+    _ = try session.send("EHLO x.test\r\n")
+    session.channel.isWritable = false
+    let before = session.reads.reads
+    _ = try session.send("RSET\r\n")
+    #expect(session.reads.reads == before)
+    session.channel.isWritable = true
+    session.channel.pipeline.fireChannelWritabilityChanged()
+    ingress.loop.run()
+    #expect(session.reads.reads == before + 1)
+    // Time runs on meanwhile: the client holds itself up.
+    session.channel.isWritable = false
+    ingress.advance(.minutes(6))
+    #expect(try session.replies().hasPrefix("421 4.4.2"))
 }

@@ -127,10 +127,17 @@ final class EmbeddedIngress {
     }
 }
 
-/// Counts the reads that the handler asks for.
+/// Counts the reads that the handler asks for, and keeps a channel open whose output alone is closed, as a socket would.
 final class ReadCounter: ChannelOutboundHandler {
     typealias OutboundIn = ByteBuffer
     var reads = 0
+    var outputClosed = false
+
+    func close(context: ChannelHandlerContext, mode: CloseMode, promise: EventLoopPromise<Void>?) {
+        guard mode == .output else { return context.close(mode: mode, promise: promise) }
+        outputClosed = true
+        promise?.succeed()
+    }
 
     func read(context: ChannelHandlerContext) {
         reads += 1

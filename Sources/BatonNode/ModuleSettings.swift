@@ -1,8 +1,8 @@
+// The checked configuration as each module wants it.
 import BatonCore
 import BatonDNS
 import BatonDelivery
 import BatonIngress
-// The checked configuration as each module wants it.
 import BatonMail
 import BatonModel
 import BatonQueue

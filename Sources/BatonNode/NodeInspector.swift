@@ -1,7 +1,7 @@
+// Answers the admin HTTP from the node's parts.
 import BatonCore
 import BatonDNS
 import BatonDelivery
-// Answers the admin HTTP from the node's parts.
 import BatonIngress
 import BatonModel
 import BatonQueue

@@ -1,3 +1,4 @@
+// `baton serve`: starts a node under ServiceLifecycle, prints the banner, reloads on SIGHUP, stops on SIGTERM.
 import BatonCore
 import BatonDNS
 import BatonDelivery
@@ -11,7 +12,6 @@ import Logging
 import Metrics
 import NIOPosix
 import ServiceLifecycle
-// `baton serve`: starts a node under ServiceLifecycle, prints the banner, reloads on SIGHUP, stops on SIGTERM.
 import Synchronization
 import UnixSignals
 

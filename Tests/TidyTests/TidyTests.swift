@@ -134,19 +134,36 @@ private func limitRows() throws -> [[String]] {
     }
 }
 
+/// Names of all test functions.
+private func testNames() -> Set<String> {
+    var names: Set<String> = []
+    for file in files(under: "Tests", extensions: ["swift"]) {
+        for line in file.lines {
+            let words = line.split(separator: " ")
+            guard let at = words.firstIndex(of: "func"), at + 1 < words.count else { continue }
+            names.insert(String(words[at + 1].prefix { $0.isLetter || $0.isNumber || $0 == "_" }))
+        }
+    }
+    return names
+}
+
 @Test func boundWithoutATestThatDrivesIt() throws {
     let rows = try limitRows()
     #expect(rows.count >= 30)
-    let tests = files(under: "Tests", extensions: ["swift"]).map(\.text).joined()
+    let known = testNames()
     var missing: [String] = []
+    var open: [String] = []
     for row in rows {
-        let names = row[5].split(whereSeparator: { !$0.isLetter && !$0.isNumber && $0 != "_" })
-            .filter { $0.count > 3 }
-        if names.isEmpty || !names.contains(where: { tests.contains("func \($0)(") }) {
+        let names = row[5].split { !$0.isLetter && !$0.isNumber && $0 != "_" }.map(String.init)
+        if row[5] == "-" {
+            open.append(row[0])
+        } else if known.isDisjoint(with: names) {
             missing.append("\(row[0]): \(row[5])")
         }
     }
     #expect(missing.isEmpty)
+    // Bounds of the spool that wait for their test. The number only ever falls.
+    #expect(open.count <= 13, "\(open)")
 }
 
 @Test func topLevelEntryBeyondTheAgreedOnes() throws {

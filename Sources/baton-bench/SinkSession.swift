@@ -294,12 +294,13 @@ struct SinkSession: Sendable {
             return say("421 4.4.5 enough for this connection\r\n", &out, then: .close)
         }
         if struck(behaviour.drops, .mail) { return dropped() }
+        sender = Self.path(line)
+        nullSender = sender.isEmpty
         if let reply = fault(.mail, "451 4.3.0 try later\r\n", "550 5.7.1 sender refused\r\n") {
+            resetTransaction()
             return say(reply, &out)
         }
-        sender = Self.path(line)
         hasSender = true
-        nullSender = sender.isEmpty
         return say("250 2.1.0 Ok\r\n", &out)
     }
 
@@ -375,7 +376,8 @@ struct SinkSession: Sendable {
 
     private mutating func fault(_ stage: SinkStage, _ temporary: String, _ permanent: String) -> String? {
         if struck(behaviour.temporary, stage) { return temporary }
-        if struck(behaviour.permanent, stage) { return permanent }
+        // A report that is refused is gone by rule (RFC 5321 4.5.5), and with it the proof that its message was not lost.
+        if !nullSender, struck(behaviour.permanent, stage) { return permanent }
         return nil
     }
 

@@ -3,7 +3,7 @@ import BatonCore
 import BatonMail
 import BatonModel
 
-/// Formats events into a byte array that its owner reuses. About a microsecond an event.
+/// Formats events into a byte array that its owner reuses: one bounded scratch line, one copy.
 struct EventJSON {
     private(set) var bytes: [UInt8] = []
     private let nodeID: [UInt8]
@@ -20,33 +20,55 @@ struct EventJSON {
     /// One line with its LF.
     mutating func append(_ event: MailEvent) {
         let envelope = event.envelope
-        let recipient =
-            Int(event.recipient) < envelope.recipients.count ? envelope.recipients[Int(event.recipient)] : nil
-        text("{\"type\":\"")
-        text(event.type.name)
-        text("\",\"event_id\":\"")
-        event.eventID.forEachCharacter { bytes.append($0) }
-        text("\",\"id\":\"")
-        envelope.id.forEachCharacter { bytes.append($0) }
-        string(",\"sender\":", envelope.sender?.bytes ?? [], closing: true)
-        string(",\"recipient\":", recipient?.address.bytes ?? [])
-        string(",\"message_id\":", envelope.messageIDField)
-        string(",\"queue\":", recipient?.address.domain.bytes ?? [])
-        string(",\"site\":", event.site)
-        number(",\"size\":", Int64(envelope.traits.length))
-        response(event.reply)
-        peer(event.peer)
-        time(event.at)
-        number(",\"created\":", envelope.arrival.secondsSinceEpoch)
-        number(",\"num_attempts\":", Int64(event.attempts))
-        string(",\"egress_source\":", [])
-        string(",\"source_address\":", event.sourceAddress)
-        text(",\"bounce_classification\":\"")
-        text(BounceClassification.of(event).rawValue)
-        text("\",\"delivery_protocol\":\"")
-        text(event.deliveryProtocol.name)
-        string("\",\"user\":", envelope.user)
-        session(envelope.sessionID)
+        let index = Int(event.recipient)
+        let recipient = index < envelope.recipients.count ? envelope.recipients[index].address : nil
+        let sender = envelope.sender?.bytes ?? []
+        let address = recipient?.bytes ?? []
+        let reply = event.reply
+        let peer = event.peer
+        remember(event.at)
+        let variable =
+            sender.count + address.count * 2 + envelope.messageIDField.count + event.site.count
+            + (reply?.text.count ?? 0) + (peer?.name.count ?? 0) + (peer?.address.count ?? 0)
+            + event.sourceAddress.count + envelope.user.count + nodeID.count
+        let second = lastSecondText
+        let node = nodeID
+        withLine(variable: variable) { line in
+            line.text("{\"type\":\"")
+            line.text(event.type.name)
+            line.text("\",\"event_id\":\"")
+            line.id(event.eventID)
+            line.text("\",\"id\":\"")
+            line.id(envelope.id)
+            line.text("\",\"sender\":")
+            line.string(sender)
+            line.text(",\"recipient\":")
+            line.string(address)
+            line.text(",\"message_id\":")
+            line.string(envelope.messageIDField)
+            line.text(",\"queue\":")
+            if let recipient { line.domain(recipient) } else { line.text("\"\"") }
+            line.text(",\"site\":")
+            line.string(event.site)
+            line.text(",\"size\":")
+            line.number(Int64(envelope.traits.length))
+            line.response(reply)
+            line.peer(name: peer?.name ?? [], address: peer?.address ?? [], isKnown: peer != nil)
+            line.time(event.at, second: second)
+            line.text(",\"created\":")
+            line.number(envelope.arrival.secondsSinceEpoch)
+            line.text(",\"num_attempts\":")
+            line.number(Int64(event.attempts))
+            line.text(",\"egress_source\":\"\",\"source_address\":")
+            line.string(event.sourceAddress)
+            line.text(",\"bounce_classification\":\"")
+            line.text(BounceClassification.of(event).rawValue)
+            line.text("\",\"delivery_protocol\":\"")
+            line.text(event.deliveryProtocol.name)
+            line.text("\",\"user\":")
+            line.string(envelope.user)
+            line.session(envelope.sessionID, nodeID: node)
+        }
     }
 
     /// A refusal at the door: no id, no size; the event's id comes from what was refused and when.
@@ -57,133 +79,48 @@ struct EventJSON {
         hash.combine(rejection.recipient)
         let first = hash.finish()
         hash.combine(UInt8(0x5a))
-        text("{\"type\":\"Rejection\",\"event_id\":\"")
-        MessageID(high: first, low: hash.finish()).forEachCharacter { bytes.append($0) }
-        string("\",\"id\":\"\",\"sender\":", rejection.sender)
-        string(",\"recipient\":", rejection.recipient)
-        text(",\"message_id\":\"\",\"queue\":\"\",\"site\":\"\",\"size\":0")
-        response(rejection.reply)
-        peer(PeerName(name: [], address: rejection.client))
-        time(rejection.at)
-        number(",\"created\":", rejection.at.secondsSinceEpoch)
-        text(",\"num_attempts\":0,\"egress_source\":\"\",\"source_address\":\"\",\"bounce_classification\":\"\"")
-        text(",\"delivery_protocol\":\"ESMTP\",\"user\":\"\"")
-        session(rejection.sessionID)
-    }
-
-    // MARK: Members
-
-    private mutating func session(_ id: UInt64) {
-        text(",\"session_id\":\"")
-        for shift in stride(from: UInt64(60), through: 0, by: -4) { bytes.append(Self.hex(UInt8(id >> shift & 15))) }
-        string("\",\"nodeid\":", nodeID)
-        text(",\"tls_protocol_version\":null,\"tls_cipher\":null}\n")
-    }
-
-    private mutating func response(_ reply: SMTPReply?) {
-        guard let reply else {
-            text(",\"response\":null")
-            return
+        let id = MessageID(high: first, low: hash.finish())
+        remember(rejection.at)
+        let variable =
+            rejection.sender.count + rejection.recipient.count + rejection.client.count + rejection.reply.text.count
+            + nodeID.count
+        let second = lastSecondText
+        let node = nodeID
+        withLine(variable: variable) { line in
+            line.text("{\"type\":\"Rejection\",\"event_id\":\"")
+            line.id(id)
+            line.text("\",\"id\":\"\",\"sender\":")
+            line.string(rejection.sender)
+            line.text(",\"recipient\":")
+            line.string(rejection.recipient)
+            line.text(",\"message_id\":\"\",\"queue\":\"\",\"site\":\"\",\"size\":0")
+            line.response(rejection.reply)
+            line.peer(name: [], address: rejection.client, isKnown: true)
+            line.time(rejection.at, second: second)
+            line.text(",\"created\":")
+            line.number(rejection.at.secondsSinceEpoch)
+            line.text(",\"num_attempts\":0,\"egress_source\":\"\",\"source_address\":\"\"")
+            line.text(",\"bounce_classification\":\"\",\"delivery_protocol\":\"ESMTP\",\"user\":\"\"")
+            line.session(rejection.sessionID, nodeID: node)
         }
-        number(",\"response\":{\"code\":", Int64(reply.code))
-        if let status = reply.status {
-            number(",\"enhanced_code\":{\"class\":", Int64(status.classDigit))
-            number(",\"subject\":", Int64(status.subject))
-            number(",\"detail\":", Int64(status.detail))
-            text("}")
-        } else {
-            text(",\"enhanced_code\":null")
-        }
-        string(",\"content\":", reply.text)
-        text(",\"command\":\"")
-        text(reply.stage.name)
-        text("\"}")
     }
 
-    private mutating func peer(_ peer: PeerName?) {
-        guard let peer else {
-            text(",\"peer_address\":null")
-            return
-        }
-        string(",\"peer_address\":{\"name\":", peer.name)
-        string(",\"addr\":", peer.address)
-        text("}")
-    }
-
-    private mutating func time(_ at: Instant) {
+    /// Text of the current second, made once a second.
+    private mutating func remember(_ at: Instant) {
         let second = at.secondsSinceEpoch
-        number(",\"timestamp\":", second)
-        text(",\"event_time\":\"")
-        if second != lastSecond {
-            lastSecond = second
-            lastSecondText = Array(CivilTime(secondsSinceEpoch: second).rfc3339Prefix.utf8)
-        }
-        bytes.append(contentsOf: lastSecondText)
-        let micros = (at.nanoseconds - second * 1_000_000_000) / 1000
-        bytes.append(UInt8(ascii: "."))
-        var divisor: Int64 = 100_000
-        while divisor > 0 {
-            bytes.append(0x30 + UInt8(micros / divisor % 10))
-            divisor /= 10
-        }
-        text("Z\"")
+        guard second != lastSecond else { return }
+        lastSecond = second
+        lastSecondText = Array(CivilTime(secondsSinceEpoch: second).rfc3339Prefix.utf8)
     }
 
-    // MARK: Values
-
-    private mutating func text(_ text: String) { bytes.append(contentsOf: text.utf8) }
-
-    private mutating func number(_ key: String, _ value: Int64) {
-        text(key)
-        if value < 0 { bytes.append(UInt8(ascii: "-")) }
-        var digits: UInt64 = value.magnitude
-        let start = bytes.count
-        repeat {
-            bytes.append(0x30 + UInt8(digits % 10))
-            digits /= 10
-        } while digits > 0
-        bytes[start...].reverse()
-    }
-
-    /// `closing`: the value before it still wants its quote.
-    private mutating func string(_ key: String, _ value: [UInt8], closing: Bool = false) {
-        if closing { bytes.append(UInt8(ascii: "\"")) }
-        text(key)
-        bytes.append(UInt8(ascii: "\""))
-        var isPlain = true
-        var isASCII = true
-        for byte in value {
-            if byte < 0x20 || byte == UInt8(ascii: "\"") || byte == UInt8(ascii: "\\") || byte == 0x7f {
-                isPlain = false
-            }
-            if byte >= 0x80 { isASCII = false }
-        }
-        if isPlain, isASCII {
-            bytes.append(contentsOf: value)
-        } else if isASCII {
-            for byte in value { escape(byte) }
-        } else {
-            // Repaired: invalid UTF-8 becomes U+FFFD.
-            for byte in String(decoding: value, as: UTF8.self).utf8 { escape(byte) }
-        }
-        bytes.append(UInt8(ascii: "\""))
-    }
-
-    private mutating func escape(_ byte: UInt8) {
-        switch byte {
-        case UInt8(ascii: "\""), UInt8(ascii: "\\"):
-            bytes.append(UInt8(ascii: "\\"))
-            bytes.append(byte)
-        case 0x0a: text("\\n")
-        case 0x00..<0x20, 0x7f:
-            text("\\u00")
-            bytes.append(Self.hex(byte >> 4))
-            bytes.append(Self.hex(byte & 15))
-        default: bytes.append(byte)
+    /// `variable`: octets of all values of free length. Escaped, each becomes six at most.
+    private mutating func withLine(variable: Int, _ write: (inout EventLine) -> Void) {
+        withUnsafeTemporaryAllocation(of: UInt8.self, capacity: EventLine.fixedMax + variable * 6) { scratch in
+            var line = EventLine(scratch)
+            write(&line)
+            bytes.append(contentsOf: line.written)
         }
     }
-
-    private static func hex(_ nibble: UInt8) -> UInt8 { nibble < 10 ? 0x30 + nibble : 0x57 + nibble }
 }
 
 /// A moment as event lines and file names write it, in UTC.

@@ -22,7 +22,7 @@ build: packages-build
 test: packages-build
 	@.ci/packages $(TEST_PACKAGES)
 	swift build --build-tests
-	swift test --skip-build --skip NodeIntegrationTests
+	swift test --skip-build --no-parallel --skip NodeIntegrationTests
 
 # The real binary among real clients and servers. Not all of it passes yet, so it is not part of `make test`.
 integration: packages-build

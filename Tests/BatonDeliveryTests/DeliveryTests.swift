@@ -152,23 +152,6 @@ private let group = MultiThreadedEventLoopGroup.singleton
         #expect(delivery.permits.openConnections == 0)
     }
 
-    @Test func throttledSiteIsHammered() async throws {
-        let calm = Mutex(false)
-        let mx = try await FakeMX(group: group) { _, command in
-            command.hasPrefix("MAIL") && !calm.withLock({ $0 }) ? .say("451 4.7.1 slow down") : nil
-        }
-        let delivery = Delivery(port: mx.port) { $0.connectionsPerSite = 8 }
-        delivery.add((0..<3).map { ["u\($0)@example.test"] })
-        await delivery.route()
-        #expect(await delivery.source.results.wait(for: 1) == ["temporary 451"])
-        #expect(await delivery.status()?.limit == 4)
-        await delivery.pass(.seconds(59))
-        #expect(delivery.source.results.all.count == 1)
-        calm.withLock { $0 = true }
-        await delivery.pass(.seconds(1))
-        #expect(await delivery.source.results.wait(for: 3) == ["temporary 451", "delivered 250", "delivered 250"])
-        await mx.stop()
-    }
 
     @Test func siteLimitExceeded() async throws {
         let mx = try await FakeMX(group: group)

@@ -100,13 +100,6 @@ package struct HeaderScanner: Sendable {
                 return
             }
             inMessageID = false
-            // Most fields are told apart from ours by their first letter.
-            switch byte | 0x20 {
-            case UInt8(ascii: "r"), UInt8(ascii: "d"), UInt8(ascii: "f"), UInt8(ascii: "m"): break
-            default:
-                if byte != 0x0d { place = .value }
-                return
-            }
         }
         switch byte {
         case UInt8(ascii: ":"): endName()

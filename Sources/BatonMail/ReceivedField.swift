@@ -64,15 +64,12 @@ package enum ReceivedField {
         if helo.isEmpty {
             buffer.writeStaticString("unknown")
         } else {
-            let kept = min(helo.count, heloOctets)
-            buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: kept) { raw in
-                for index in 0..<kept { raw[index] = harmless(helo[index]) ? helo[index] : UInt8(ascii: "?") }
-                return kept
-            }
+            for byte in helo.prefix(heloOctets) { buffer.writeInteger(harmless(byte) ? byte : UInt8(ascii: "?")) }
         }
         buffer.writeStaticString(" (")
         if let client {
-            write(client, into: &buffer)
+            buffer.writeStaticString(client.isIPv4 ? "[" : "[IPv6:")
+            buffer.writeString(client.description)
             buffer.writeStaticString("]")
         } else {
             buffer.writeStaticString("local")
@@ -91,29 +88,6 @@ package enum ReceivedField {
         buffer.writeStaticString(";\r\n\t")
         MailDate.write(instant, into: &buffer)
         buffer.writeStaticString("\r\n")
-    }
-
-    private static func write(_ client: IPAddress, into buffer: inout ByteBuffer) {
-        guard client.isIPv4 else {
-            buffer.writeStaticString("[IPv6:")
-            buffer.writeString(client.description)
-            return
-        }
-        buffer.writeStaticString("[")
-        buffer.writeWithUnsafeMutableBytes(minimumWritableBytes: 15) { raw in
-            var at = 0
-            for (index, octet) in client.octets.enumerated() {
-                if index > 0 {
-                    raw[at] = UInt8(ascii: ".")
-                    at += 1
-                }
-                for (unit, least) in [(100 as UInt8, 100 as UInt8), (10, 10), (1, 0)] where octet >= least {
-                    raw[at] = 0x30 + octet / unit % 10
-                    at += 1
-                }
-            }
-            return at
-        }
     }
 
     static func writeID(_ id: MessageID, into buffer: inout ByteBuffer) {

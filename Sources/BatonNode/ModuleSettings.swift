@@ -24,6 +24,9 @@ extension NodeConfiguration {
             case .off: .off
             }
         settings.minFree = UInt64(max(0, spool.minFree))
+        // Cleaning (PROTOCOL C2) has no tests yet: off, so that an old segment keeps its space and never its mail at risk.
+        settings.cleaningAge = .days(36_500)
+        settings.cleaningBudget = .max
         return settings
     }
 
@@ -61,7 +64,7 @@ extension NodeConfiguration {
         let own = listeners.filter { $0.address.port == delivery.port }.map(\.address.address)
         return PlanSettings(
             addressFamily: family, allowPrivateAddresses: delivery.allowPrivateAddresses,
-            ownNames: [Domain(node.hostname).bytes], ownAddresses: Set(own))
+            ownNames: [Domain(node.hostname).bytes], ownAddresses: LocalAddresses.reachable(at: own))
     }
 
     var deliverySettings: DeliveryConfiguration {

@@ -3,6 +3,7 @@ import BatonCore
 import BatonDNS
 import BatonModel
 import BatonTestKit
+import Glibc
 import NIOCore
 import NIOPosix
 import Synchronization
@@ -11,6 +12,9 @@ import Testing
 @testable import BatonDelivery
 
 private let group = MultiThreadedEventLoopGroup.singleton
+
+/// `TMPDIR`, else the system's; a Unix socket's path has to stay short.
+private let temporaryFolder = getenv("TMPDIR").map { String(cString: $0) } ?? P_tmpdir
 
 @Suite struct DeliveryTests {
     @Test func messagesAlteredOrLost() async throws {
@@ -151,7 +155,6 @@ private let group = MultiThreadedEventLoopGroup.singleton
         #expect(await delivery.source.verdicts.wait(for: 2) == ["assign", "deferSite 0"])
         #expect(delivery.permits.openConnections == 0)
     }
-
 
     @Test func siteLimitExceeded() async throws {
         let mx = try await FakeMX(group: group)
@@ -311,7 +314,7 @@ private let group = MultiThreadedEventLoopGroup.singleton
     }
 
     @Test func lmtpRepliesMixedUp() async throws {
-        let path = "/tmp/baton-test-\(SplitMix64.mix(UInt64(UInt32.random(in: 0 ... .max)))).sock"
+        let path = "\(temporaryFolder)/baton-test-\(SplitMix64.mix(UInt64(UInt32.random(in: 0 ... .max)))).sock"
         let dots = Mutex(0)
         let mx = try await FakeMX(group: group, socket: path, offers: ["PIPELINING"], isLMTP: true) { _, command in
             guard command == "(dot)" else { return nil }

@@ -3,9 +3,20 @@ import BatonCore
 import BatonModel
 import BatonRuntime
 import BatonSMTP
+import Glibc
 import Logging
 import NIOCore
 import Synchronization
+
+/// An address that cannot be listened on, in words for the operator: `cannot listen on 127.0.0.1:25: Address already in use`.
+package struct ListenFailure: Error, CustomStringConvertible {
+    package let description: String
+
+    package init(address: String, _ error: any Error) {
+        let reason = (error as? IOError).map { String(cString: strerror($0.errnoCode)) } ?? "\(error)"
+        description = "cannot listen on \(address): \(reason)"
+    }
+}
 
 /// All listeners and sessions of a node. Its methods may be called from anywhere; sessions live on the group's loops.
 ///
@@ -53,14 +64,19 @@ package final class Ingress: Sendable {
             settings: configuration.settings(for: listener), policy: RelayPolicy(relayFrom: listener.relayFrom))
     }
 
-    /// Binds all listeners, in order; the bound addresses in that order. If one fails, those before it are closed again.
-    package func start() async throws -> [SocketAddress] {
+    /// Binds all listeners, in order; the bound addresses in that order. If one fails, those before it are closed again, and
+    /// the failure names the address.
+    package func start() async throws(ListenFailure) -> [SocketAddress] {
         var bound: [SocketAddress] = []
-        do {
-            for listener in listeners { bound.append(try await listener.start(on: group)) }
-        } catch {
-            for listener in listeners { await listener.stop() }
-            throw error
+        for listener in listeners {
+            do {
+                bound.append(try await listener.start(on: group))
+            } catch {
+                for listener in listeners { await listener.stop() }
+                let host = listener.configuration.host
+                let shown = host.contains(":") ? "[\(host)]" : host
+                throw ListenFailure(address: "\(shown):\(listener.configuration.port)", error)
+            }
         }
         return bound
     }

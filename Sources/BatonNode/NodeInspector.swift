@@ -28,6 +28,8 @@ struct NodeInspector: NodeInspecting {
             switch node.phase.withLock({ $0 }) {
             case .starting: .starting
             case .stopping: .draining
+            // No mail can be taken any more; what is queued is still delivered.
+            case .serving where stats.laneDead: .stopped
             case .serving: reasons.isEmpty ? .serving : .degraded
             }
         return HealthReport(

@@ -10,6 +10,7 @@ import CBatonSystem
 import Foundation
 import Logging
 import Metrics
+import NIOCore
 import NIOPosix
 import ServiceLifecycle
 import Synchronization
@@ -22,6 +23,9 @@ package enum NodeRunner {
         MetricsSystem.bootstrap(metrics)
         let logger = Logger(label: "baton")
         warnAboutFileLimit(configuration, logger)
+        // Before anything is delivered: a stop during the start waits for the answers of final dots like every other.
+        let stops = await UnixSignalsSequence(trapping: .sigterm, .sigint)
+        let reloads = await UnixSignalsSequence(trapping: .sighup)
         let node: RelayNode
         do {
             node = try await RelayNode.start(configuration, logger: logger)
@@ -31,29 +35,36 @@ package enum NodeRunner {
         }
         metrics.addCollector { node.samples() }
         let controlGroup = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+        let (adminReady, tellReady) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
         let admin: AdminServer
         do {
             let token = try AdminToken.openOrCreate(dataDirectory: configuration.node.dataDirectory)
             admin = AdminServer(
                 address: configuration.admin.address, node: NodeInspector(node: node), metrics: metrics, token: token,
-                group: controlGroup, logger: logger, onListening: { _ in printLine(node.banner) })
+                group: controlGroup, logger: logger, onListening: { _ in tellReady.yield() })
         } catch {
             printLine("baton: \(error)")
             await node.stop()
             return 1
         }
         // Stopped in the reverse order: the admin HTTP answers until the node is down.
-        let services: [any Service] = [admin, NodeService(node: node), ReloadService(node: node)]
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
-                services: services.map { .init(service: $0) }, gracefulShutdownSignals: [.sigterm, .sigint],
-                logger: logger))
+                services: [
+                    .init(service: AdminService(server: admin, address: configuration.admin.address)),
+                    .init(
+                        service: NodeService(node: node, adminReady: adminReady),
+                        failureTerminationBehavior: .gracefullyShutdownGroup),
+                    .init(service: ReloadService(node: node, signals: reloads)),
+                    .init(
+                        service: StopService(signals: stops), successTerminationBehavior: .gracefullyShutdownGroup),
+                ], logger: logger))
         do {
             try await group.run()
             return 0
         } catch {
-            logger.critical("Stopped by an error", metadata: ["error": "\(error)"])
-            return 1
+            printLine("baton: \(error)")
+            return (error as? NodeError)?.exitCode ?? 1
         }
     }
 
@@ -74,12 +85,37 @@ package enum NodeRunner {
     }
 }
 
-/// Holds the node until the graceful stop, then ends it in order.
-struct NodeService: Service {
-    let node: RelayNode
+/// The admin HTTP; an address that cannot be had is told in one line.
+struct AdminService: Service {
+    let server: AdminServer
+    let address: SocketEndpoint
 
     func run() async throws {
-        try? await gracefulShutdown()
+        do {
+            try await server.run()
+        } catch let error as IOError {
+            throw NodeError("\(ListenFailure(address: "\(address)", error)) (admin)")
+        }
+    }
+}
+
+/// Takes mail once the admin HTTP answers, prints the banner, holds the node until the graceful stop, then ends it in order.
+struct NodeService: Service {
+    let node: RelayNode
+    let adminReady: AsyncStream<Void>
+
+    func run() async throws {
+        await cancelWhenGracefulShutdown { for await _ in adminReady { break } }
+        do {
+            if !Task.isCancelled, !Task.isShuttingDownGracefully {
+                try await node.listen()
+                NodeRunner.printLine(node.banner)
+                try? await gracefulShutdown()
+            }
+        } catch {
+            await node.stop()
+            throw error
+        }
         await node.stop()
     }
 }
@@ -87,10 +123,19 @@ struct NodeService: Service {
 /// Reads the configuration again on SIGHUP; a bad file changes nothing.
 struct ReloadService: Service {
     let node: RelayNode
+    let signals: UnixSignalsSequence
 
     func run() async throws {
-        let signals = await UnixSignalsSequence(trapping: .sighup)
         for await _ in signals.cancelOnGracefulShutdown() { await node.reload() }
+    }
+}
+
+/// Its end, on SIGTERM or SIGINT, is the group's graceful stop.
+struct StopService: Service {
+    let signals: UnixSignalsSequence
+
+    func run() async throws {
+        for await _ in signals.cancelOnGracefulShutdown() { return }
     }
 }
 

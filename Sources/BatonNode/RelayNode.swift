@@ -27,8 +27,9 @@ package struct NodeError: Error, CustomStringConvertible {
 
 /// A running node. Made by `start`, ended by `stop`; nothing of it is on the hot path.
 ///
-/// Order of start: lock the data directory, event log, spool (scan), loops, recovered mail into the queue, resolver, admin,
-/// listeners. The listeners come last, so that the first client finds everything there. Stop is the reverse.
+/// Order of start: lock the data directory, event log, spool (scan), loops, recovered mail into the queue, resolver (all of it
+/// `start`), admin HTTP, listeners (`listen`). The listeners come last, so that the first client finds everything there. Stop
+/// is the reverse.
 package final class RelayNode: Sendable {
     package let configuration: NodeConfiguration
     package let time: SystemTimeSource
@@ -78,7 +79,7 @@ package final class RelayNode: Sendable {
 
     // MARK: Start
 
-    /// Does everything up to bound listeners. Throws `NodeError`; what was started by then is stopped again.
+    /// Does everything but taking mail (`listen`). Throws `NodeError`; what was started by then is stopped again.
     package static func start(_ configuration: NodeConfiguration, logger: Logger) async throws -> RelayNode {
         let time = SystemTimeSource()
         let disk = LinuxDisk()
@@ -118,11 +119,9 @@ package final class RelayNode: Sendable {
             { try? await group.shutdownGracefully() },
         ]
         do {
-            let node = try await assemble(
+            return try await assemble(
                 configuration, directory: directory, spool: spool, events: events, group: group, count: count,
                 time: time, logger: logger, undo: &undo)
-            node.phase.withLock { $0 = .serving }
-            return node
         } catch {
             for step in undo.reversed() { await step() }
             throw error as? NodeError ?? NodeError("\(error)")
@@ -162,17 +161,21 @@ package final class RelayNode: Sendable {
         let ingress = Ingress(
             configuration: configuration.ingressSettings, group: group, submitter: gate, events: events, time: time,
             logger: logger)
-        let node = RelayNode(
+        return RelayNode(
             configuration: configuration, time: time, logger: logger, group: group, directory: directory,
             spool: spool, events: events, gate: gate, resolver: resolver, permits: permits, loops: loops,
             ingress: ingress, holds: holds, current: current)
+    }
+
+    /// Binds the listeners: from here on mail is taken. Throws `NodeError`; the caller then stops the node.
+    package func listen() async throws(NodeError) {
         do {
             let bound = try await ingress.start()
-            node.addresses.withLock { $0 = bound.map { "\($0.ipAddress ?? "?"):\($0.port ?? 0)" } }
+            addresses.withLock { $0 = bound.map { "\($0.ipAddress ?? "?"):\($0.port ?? 0)" } }
         } catch {
-            throw NodeError("listener cannot be bound: \(error)")
+            throw NodeError("\(error)")
         }
-        return node
+        phase.withLock { if $0 == .starting { $0 = .serving } }
     }
 
     /// Runs what blocks on a thread of its own; start and stop only.
@@ -190,11 +193,14 @@ package final class RelayNode: Sendable {
     /// Sessions in DATA finish with their 250, deliveries under way get their answer, both within `shutdown_grace`; then all is
     /// flushed. Idempotent.
     package func stop() async {
-        let first = phase.withLock { phase in
+        let before = phase.withLock { phase in
             defer { phase = .stopping }
-            return phase != .stopping
+            return phase
         }
-        guard first else { return }
+        guard before != .stopping else { return }
+        // A start that failed says why in one line, and nothing else.
+        var logger = logger
+        if before == .starting { logger.logLevel = .warning }
         let grace = current.get().node.shutdownGrace
         gate.stopAccepting()
         logger.notice("Stopping", metadata: ["grace.seconds": "\(grace.seconds)"])

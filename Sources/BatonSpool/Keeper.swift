@@ -213,7 +213,9 @@ struct Keeper: Sendable {
     }
 
     private mutating func keepAsSpare(_ path: String) throws(DiskError) -> Bool {
-        guard configuration.recycle, spares.count < SpoolLimits.spareSegments else { return false }
+        guard configuration.recycle, spares.count < SpoolLimits.spareSegments,
+            !shared.diskFull.load(ordering: .relaxed)
+        else { return false }
         guard let file = try? disk.open(path, .read) else { return false }
         let size = (try? disk.size(file)) ?? -1
         try? disk.close(file)
@@ -243,7 +245,13 @@ struct Keeper: Sendable {
     }
 
     mutating func watchSpace() {
-        guard let space = try? disk.space(directory.path) else { return }
+        guard var space = try? disk.space(directory.path) else { return }
+        if space.free < configuration.minFree + configuration.minFree / 20, !spares.isEmpty {
+            // Spares are room that only looks taken: on a small disk they would keep the door shut for ever.
+            while let spare = spares.popLast() { try? disk.unlink("\(segmentsPath)/\(spare)") }
+            guard let now = try? disk.space(directory.path) else { return }
+            space = now
+        }
         shared.freeBytes.store(space.free, ordering: .relaxed)
         shared.totalBytes.store(space.total, ordering: .relaxed)
         shared.freeInodes.store(space.freeInodes, ordering: .relaxed)

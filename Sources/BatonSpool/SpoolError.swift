@@ -28,7 +28,7 @@ package struct SpoolError: Error, Sendable {
 extension SpoolError: CustomStringConvertible {
     package var description: String {
         guard let underlying else { return message }
-        return "\(message) (\(underlying.call): errno \(underlying.errno))"
+        return "\(message) (\(underlying.call): \(String(cString: strerror(underlying.errno))))"
     }
 }
 

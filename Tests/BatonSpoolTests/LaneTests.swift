@@ -193,6 +193,32 @@ import Testing
     rig.stop()
 }
 
+@Test func sparesOfASmallDiskKeepTheDoorShut() throws {
+    let disk = MemoryDisk(keepsJournal: false)
+    let rig = try Rig(on: disk)
+    let sink = Sink()
+    for number in UInt64(1)...60 {
+        let ref = try #require(rig.store(Mail(number, size: 20_000), sink))
+        rig.record(ref, .delivered)
+    }
+    rig.events.sync()
+    rig.ticks(5)
+    func spares() -> [String] { disk.paths.filter { $0.contains("/spare-") } }
+    #expect(!spares().isEmpty, "nothing to give up")
+    disk.setFree(1000)
+    rig.ticks(1)
+    #expect(spares().isEmpty, "room that only looks taken")
+    // And none is put aside while room is short.
+    for number in UInt64(61)...90 {
+        guard let ref = rig.store(Mail(number, size: 20_000), sink) else { continue }
+        rig.record(ref, .delivered)
+    }
+    rig.events.sync()
+    rig.ticks(5)
+    #expect(spares().isEmpty)
+    rig.stop()
+}
+
 @Test func fullEventLogRefusesNewMail() throws {
     let rig = try Rig(on: MemoryDisk())
     rig.events.counts.withLock { $0.full = true }

@@ -103,8 +103,22 @@ enum Samples {
         return Array((lines.joined(separator: "\r\n") + "\r\n").utf8)
     }
 
+    /// `octets` of text in lines of 70, dots at their beginnings now and then.
+    static func large(_ subject: String, octets: Int) -> [UInt8] {
+        var message = Array("Subject: \(subject)\r\n\r\n".utf8)
+        var line = 0
+        while message.count < octets {
+            let text = "\(line % 7 == 0 ? "." : "")line \(line) "
+            message += Array(text.utf8) + [UInt8](repeating: 0x2e, count: 68 - text.utf8.count) + [0x0d, 0x0a]
+            line += 1
+        }
+        return message
+    }
+
+    /// The last five are what smtp-sink writes of the envelope.
     private static let traceFields: Set<String> = [
         "received", "return-path", "delivered-to", "x-original-to", "envelope-to", "delivery-date",
+        "x-client-addr", "x-client-proto", "x-helo-args", "x-mail-args", "x-rcpt-args",
     ]
 
     /// Whether `received` is `sent` with nothing but trace fields before it, line ends apart where the store has its own.

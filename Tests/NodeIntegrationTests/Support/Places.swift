@@ -39,19 +39,45 @@ enum Places {
 
     static var isRoot: Bool { geteuid() == 0 }
 
+    /// Set by `make test`, which installs what is missing: a program that is not there fails its tests instead of skipping them.
+    static let wantsAllPeers = ProcessInfo.processInfo.environment["BATON_REQUIRE_PEERS"] == "1"
+
+    /// Whether a test that speaks with a program of others runs: where it is there, or where it has to be.
+    static func runs(_ name: String) -> Bool { wantsAllPeers || tool(name) != nil }
+
+    /// Whether this user may make mount namespaces; containers may forbid it, and no package helps against that.
+    static let canMount: Bool = {
+        guard isRoot, let program = tool("unshare") else { return false }
+        guard var child = try? ChildProcess([program, "-m", "true"], log: "/dev/null") else { return false }
+        while !child.hasEnded() { usleep(2_000) }
+        return child.exitCode == 0
+    }()
+
+    /// Whether this user may trace a program of its own.
+    static let canTrace: Bool = {
+        guard let program = tool("strace") else { return wantsAllPeers }
+        guard var child = try? ChildProcess([program, "-o", "/dev/null", "true"], log: "/dev/null") else {
+            return false
+        }
+        while !child.hasEnded() { usleep(2_000) }
+        return child.exitCode == 0
+    }()
+
     /// The folder of unpacked peers, if there is one (`.ci/peers`; `make test` makes it).
     static let peers: String? = {
         let named = ProcessInfo.processInfo.environment["BATON_PEERS"] ?? "\(root)/.build/peers"
         return FileManager.default.fileExists(atPath: "\(named)/done") ? named : nil
     }()
 
-    static func hasPeer(_ program: String) -> Bool {
-        guard isRoot, let peers else { return false }
-        return FileManager.default.fileExists(atPath: "\(peers)/root/usr/sbin/\(program)")
+    /// As `runs`, for the peers that are unpacked and run in namespaces of their own.
+    static func runsPeer(_ program: String) -> Bool {
+        guard canMount else { return false }
+        guard let peers else { return wantsAllPeers }
+        return wantsAllPeers || FileManager.default.fileExists(atPath: "\(peers)/root/usr/sbin/\(program)")
     }
 
-    static let hasPostfix = isRoot && FileManager.default.fileExists(atPath: "/usr/lib/postfix/sbin/master")
-    static let hasNsd = tool("nsd") != nil
+    static let runsPostfix =
+        isRoot && (wantsAllPeers || FileManager.default.fileExists(atPath: "/usr/lib/postfix/sbin/master"))
 }
 
 /// A folder of its own for a test, gone when the last user lets go of it, unless BATON_KEEP_TESTS is set.

@@ -54,6 +54,9 @@ final class BatonProcess {
     let data: String
     private(set) var program: Program
     private let command: [String]
+    private var sections: [String: String]
+    /// Banners in the log so far: each start appends one.
+    private var starts = 0
 
     /// `sections` replaces top-level keys of the configuration, written in YAML's flow form. `wrap` goes before the command.
     init(
@@ -72,9 +75,9 @@ final class BatonProcess {
             "queue": "{ retry: { first: 1s, factor: 1.5, max: 3s, jitter: 0.2 } }",
         ]
         all.merge(sections) { _, new in new }
-        let text = all.sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)\n" }.joined()
-        let file = try folder.write("baton.yaml", text)
-        command = wrap + [Places.baton, "serve", "--config", file]
+        self.sections = all
+        command = wrap + [Places.baton, "serve", "--config", "\(folder.path)/baton.yaml"]
+        try Self.write(all, in: folder)
         program = try Program(command, log: "\(folder.path)/baton.log")
         try waitUntilServing(ready)
     }
@@ -83,13 +86,26 @@ final class BatonProcess {
         "[{ domain: \"*\", next_hop: \"\(name)://127.0.0.1:\(port)\" }]"
     }
 
+    private static func write(_ sections: [String: String], in folder: TestFolder) throws {
+        let text = sections.sorted { $0.key < $1.key }.map { "\($0.key): \($0.value)\n" }.joined()
+        try folder.write("baton.yaml", text)
+    }
+
+    private var banners: [String] {
+        program.output.split(separator: "\n").map(String.init).filter { $0.contains(" serving: node=") }
+    }
+    /// The banner of the latest start.
+    var banner: String { banners.last ?? "" }
+
+    /// The banner comes last of all: listeners and admin HTTP are there.
     private func waitUntilServing(_ seconds: Double) throws {
-        try eventually("baton's greeting; its output:\n\(program.output)", within: seconds) {
+        try eventually("baton's banner; its output:\n\(program.output)", within: seconds) {
             if program.hasEnded() {
                 throw Waited(description: "baton ended, exit \(program.exitCode ?? -1): \(program.output)")
             }
-            return Ports.greets(port)
+            return banners.count > starts
         }
+        starts = banners.count
     }
 
     func start() throws {
@@ -97,18 +113,77 @@ final class BatonProcess {
         try waitUntilServing(60)
     }
 
+    /// Sections replaced in the file, SIGHUP, and what the log says of it; `line` is part of the last line to wait for.
+    @discardableResult
+    func reload(_ changed: [String: String], until line: String) throws -> String {
+        sections.merge(changed) { _, new in new }
+        try Self.write(sections, in: folder)
+        let before = program.output.utf8.count
+        program.signal(SIGHUP)
+        func news() -> String { String(decoding: program.output.utf8.dropFirst(before), as: UTF8.self) }
+        try eventually("\(line) in:\n\(news())") { news().contains(line) }
+        return news()
+    }
+
     func kill9() { program.kill9() }
 
     func client() throws -> Dialogue { try Dialogue(port: port) }
 
-    /// Prometheus text, or what else the admin address answers.
+    /// Hands over one message; throws what was said if it was not accepted. Returns its id.
+    @discardableResult
+    func accept(from sender: String = "s@client.example", to recipients: [String], _ message: [UInt8]) throws -> String
+    {
+        let answer = try client().deliver(from: sender, to: recipients, message)
+        guard answer.hasPrefix("250 2.0.0 Ok: queued as ") else { throw Waited(description: "not accepted: \(answer)") }
+        return String(answer.dropFirst("250 2.0.0 Ok: queued as ".count))
+    }
+
+    /// What the admin address answers.
     func get(_ path: String) throws -> String {
         let token = (try? String(contentsOfFile: "\(data)/admin.token", encoding: .utf8))?.trimmingCharacters(
             in: .whitespacesAndNewlines)
         let header = token.map { ["-H", "Authorization: Bearer \($0)"] } ?? []
         return try Program.run(
-            ["curl", "-sS", "--max-time", "10"] + header + ["http://127.0.0.1:\(admin)\(path)"], in: folder
+            ["curl", "-sS", "--max-time", "10", "-w", "\nstatus %{http_code}\n"] + header + [
+                "http://127.0.0.1:\(admin)\(path)"
+            ], in: folder
         ).output
+    }
+
+    /// `baton WORDS` about this node; throws its output unless it ends with 0.
+    @discardableResult
+    func command(_ words: String...) throws -> String {
+        let run = try Program.run(
+            [Places.baton] + words + ["--config", "\(folder.path)/baton.yaml"], in: folder)
+        guard run.code == 0 else { throw Waited(description: "\(words) ended with \(run.code): \(run.output)") }
+        return run.output
+    }
+
+    /// The number of the thread whose name begins so.
+    func thread(named name: String) throws -> Int? {
+        let tasks = "/proc/\(program.pid)/task"
+        for task in try FileManager.default.contentsOfDirectory(atPath: tasks) {
+            let found = (try? String(contentsOfFile: "\(tasks)/\(task)/comm", encoding: .utf8)) ?? ""
+            if found.hasPrefix(name) { return Int(task) }
+        }
+        return nil
+    }
+
+    /// The node's events of one type, oldest first.
+    func events(_ type: String) throws -> [[String: Any]] {
+        let folder = "\(data)/events"
+        let files = ((try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []).sorted()
+        var found: [[String: Any]] = []
+        for file in files {
+            let text = (try? String(contentsOfFile: "\(folder)/\(file)", encoding: .utf8)) ?? ""
+            for line in text.split(separator: "\n") {
+                guard let event = try? JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any] else {
+                    continue
+                }
+                if event["type"] as? String == type { found.append(event) }
+            }
+        }
+        return found
     }
 }
 
@@ -126,15 +201,24 @@ final class SinkProcess {
     private let name: String
     let program: Program
 
-    init(_ folder: TestFolder, name: String = "sink", port: Int? = nil, options: [String] = []) throws {
+    /// Listens on `host`, so that MX hosts of one port can be told apart: 127.0.0.2 and so on.
+    init(
+        _ folder: TestFolder, name: String = "sink", host: String = "127.0.0.1", port: Int? = nil,
+        options: [String] = []
+    ) throws {
         self.folder = folder
         self.name = name
         let port = try port ?? Ports.free()
         self.port = port
-        program = try Program(
-            [Places.bench, "sink", "--listen", "127.0.0.1:\(port)", "--keep", "\(folder.path)/\(name)"] + options,
-            log: "\(folder.path)/\(name).log")
-        try eventually("the sink") { Ports.greets(port) }
+        let log = "\(folder.path)/\(name)-\(UInt32.random(in: 0...UInt32.max)).log"
+        let program = try Program(
+            [Places.bench, "sink", "--listen", "\(host):\(port)", "--keep", "\(folder.path)/\(name)"] + options,
+            log: log)
+        self.program = program
+        try eventually("the sink; its output:\n\(program.output)") {
+            if program.hasEnded() { throw Waited(description: "the sink ended: \(program.output)") }
+            return program.output.contains("ready")
+        }
     }
 
     /// All messages so far, in order of arrival.

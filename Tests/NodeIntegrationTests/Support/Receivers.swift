@@ -1,4 +1,4 @@
-// Other people's servers as receivers: Postfix, Exim, OpenSMTPD, Dovecot's LMTP, and nsd as the name server.
+// Other people's servers as receivers: smtp-sink, Postfix, Exim, OpenSMTPD, and Dovecot's LMTP.
 import Foundation
 import Testing
 
@@ -7,11 +7,14 @@ import Testing
 /// A server that stores what it gets as files in a folder (Maildir).
 final class Receiver {
     let port: Int
+    /// The Unix socket that it takes mail on as well, if it does.
+    let socket: String?
     private let mail: String
     private let program: Program
 
-    private init(port: Int, mail: String, program: Program) throws {
+    private init(port: Int, mail: String, program: Program, socket: String? = nil) throws {
         self.port = port
+        self.socket = socket
         self.mail = mail
         self.program = program
         try eventually("the receiver; its output:\n\(program.output)") {
@@ -37,8 +40,22 @@ final class Receiver {
         return messages
     }
 
+    /// Postfix's smtp-sink, which writes each message to a file behind lines about its envelope.
+    static func smtpSink(_ folder: TestFolder) throws -> Receiver {
+        let port = try Ports.free()
+        let mail = try folder.make("smtp-sink")
+        let new = try folder.make("smtp-sink/new", permissions: 0o777)
+        let user = Places.isRoot ? ["-u", "nobody"] : []
+        let program = try Program(
+            ["smtp-sink"] + user + ["-d", "\(new)/message.", "127.0.0.1:\(port)", "100"],
+            log: "\(folder.path)/smtp-sink.log")
+        return try Receiver(port: port, mail: mail, program: program)
+    }
+
     private static func inPeers(_ folder: TestFolder, _ name: String, _ command: [String]) throws -> Program {
-        guard let peers = Places.peers else { throw Waited(description: "no peers") }
+        guard let peers = Places.peers else {
+            throw Waited(description: "Exim, OpenSMTPD and Dovecot are not there: .ci/peers unpacks them")
+        }
         return try Program(
             ["\(Places.root)/.ci/in-peers", peers, "\(folder.path)/\(name)-scratch"] + command,
             log: "\(folder.path)/\(name).log")
@@ -102,6 +119,7 @@ final class Receiver {
     static func dovecot(_ folder: TestFolder) throws -> Receiver {
         let port = try Ports.free()
         let mail = try folder.make("dovecot-mail", permissions: 0o777)
+        let socket = "\(folder.path)/lmtp.sock"
         let file = try folder.write(
             "dovecot.conf",
             """
@@ -125,10 +143,14 @@ final class Receiver {
                 address = 127.0.0.1
                 port = \(port)
               }
+              unix_listener \(socket) {
+                mode = 0666
+              }
             }
 
             """)
-        return try Receiver(port: port, mail: mail, program: inPeers(folder, "dovecot", ["dovecot", "-F", "-c", file]))
+        return try Receiver(
+            port: port, mail: mail, program: inPeers(folder, "dovecot", ["dovecot", "-F", "-c", file]), socket: socket)
     }
 
     /// An instance of its own of the installed Postfix, which delivers to a Maildir.
@@ -195,71 +217,4 @@ final class Receiver {
         let program = try Program(["postfix", "-c", "\(base)/etc", "start-fg"], log: "\(folder.path)/postfix.log")
         return try Receiver(port: port, mail: mail, program: program)
     }
-}
-
-/// nsd with one zone on a port of its own.
-final class NameServer {
-    let port: Int
-    private let program: Program
-
-    /// `records` are lines of the zone `example.test`; origin, SOA and NS are there already.
-    init(_ folder: TestFolder, zone records: String) throws {
-        port = try Ports.free()
-        try folder.write(
-            "example.test.zone",
-            """
-            $ORIGIN example.test.
-            $TTL 60
-            @ IN SOA ns.example.test. hostmaster.example.test. 1 3600 600 86400 60
-            @ IN NS ns.example.test.
-            ns IN A 127.0.0.1
-            \(records)
-
-            """)
-        let file = try folder.write(
-            "nsd.conf",
-            """
-            server:
-                ip-address: 127.0.0.1
-                port: \(port)
-                username: ""
-                chroot: ""
-                zonesdir: "\(folder.path)"
-                database: ""
-                pidfile: "\(folder.path)/nsd.pid"
-                zonelistfile: "\(folder.path)/zone.list"
-                xfrdfile: "\(folder.path)/xfrd.state"
-                cookie-secret-file: "\(folder.path)/cookies"
-                hide-version: yes
-                server-count: 1
-            remote-control:
-                control-enable: no
-            zone:
-                name: "example.test"
-                zonefile: "example.test.zone"
-
-            """)
-        program = try Program([Places.tool("nsd") ?? "nsd", "-d", "-c", file], log: "\(folder.path)/nsd.log")
-        let port = port
-        let program = program
-        try eventually("nsd; its output:\n\(program.output)") {
-            if program.hasEnded() { throw Waited(description: "nsd ended: \(program.output)") }
-            return Self.answers(port)
-        }
-    }
-
-    /// Asks for the zone's SOA over TCP.
-    private static func answers(_ port: Int) -> Bool {
-        guard let dialogue = try? Dialogue(port: port, greet: false) else { return false }
-        let query: [UInt8] =
-            [0, 30, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 7] + Array("example".utf8) + [4] + Array("test".utf8) + [
-                0, 0, 6, 0, 1,
-            ]
-        return (try? dialogue.write(query)) != nil && dialogue.readsAnything()
-    }
-}
-
-extension Dialogue {
-    /// Whether the other side sends at least one octet.
-    func readsAnything() -> Bool { (try? first()) ?? false }
 }

@@ -149,6 +149,9 @@ func smuggledEndOfDataUnderNormalize(index: Int) {
     #expect(frame("abc", kind: .counted).endsWithCRLF == false)
     #expect(frame("abc\r\n", kind: .counted).endsWithCRLF)
     #expect(frame("", kind: .counted).endsWithCRLF)
+    // DATA always does; delivery would add an empty line otherwise.
+    #expect(frame("abc\r\n.\r\n", kind: .dotted).endsWithCRLF)
+    #expect(frame(".\r\n", kind: .dotted).endsWithCRLF)
     #expect(frame("abc\r", kind: .counted).violation == .bareCR)
     #expect(frame("a\nb", kind: .counted).violation == .bareLF)
 }

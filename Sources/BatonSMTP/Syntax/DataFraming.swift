@@ -100,7 +100,11 @@ package struct DataFraming: Sendable {
                     place = .inLine
                 }
             case .dotCR:
-                if base[index] == 0x0a { return (index + 1, true) }
+                if base[index] == 0x0a {
+                    // What is kept ends with the CRLF before the dot.
+                    place = .lineStart
+                    return (index + 1, true)
+                }
                 violate(.bareCR)
                 lineOctets = 2
                 place = .inLine

@@ -39,10 +39,37 @@ import Testing
         #expect(sink.messages.count == 3)
         // What became of it is known for as long as events are kept.
         let trace = try baton.command("trace", id)
-        for part in [id, "joe@example.test", "ann@other.test", "refused", "250 2.0.0"] {
+        for part in [id, "Reception", "Delivery #", "joe@example.test: delivered", "ann@other.test: delivered"] {
             #expect(trace.contains(part), "\(part) in:\n\(trace)")
         }
+        // Its Delivery may still be on the way to the event log.
+        try eventually("the trace by recipient") {
+            try baton.events("Delivery").contains { $0["id"] as? String == last }
+        }
         #expect(try baton.command("trace", "--recipient", "end@example.test").contains(last))
+    }
+
+    @Test func traceThatHidesAFailedAttempt() throws {
+        let folder = try TestFolder()
+        let port = try Ports.free()
+        let baton = try BatonProcess(folder, sections: ["routes": BatonProcess.route(port)])
+        do {
+            let refusing = try SinkProcess(folder, name: "refusing", port: port, options: ["--temp-fail", "rcpt=1"])
+            let id = try baton.accept(to: ["joe@example.test"], Samples.awkward("trace"))
+            try waitUntilDeferred(baton, 1)
+            let shown = try baton.command("queue", "show", id)
+            #expect(shown.contains("deferred") && shown.contains("joe@example.test"), "\(shown)")
+            let list = try baton.command("queue", "list", "--state", "deferred")
+            #expect(list.contains(id), "\(list)")
+            withExtendedLifetime(refusing) {}
+        }
+        let sink = try SinkProcess(folder, port: port)
+        try baton.command("queue", "retry", "--domain", "example.test")
+        _ = try sink.wait(for: 1)
+        try eventually("the event") { try !baton.events("Delivery").isEmpty }
+        let trace = try baton.command("trace", "--sender", "s@client.example")
+        let kinds = ["Reception", "TransientFailure #1", "Delivery #2"].map { trace.range(of: $0)?.lowerBound }
+        #expect(!kinds.contains(nil) && kinds.compactMap(\.self).sorted() == kinds.compactMap(\.self), "\(trace)")
     }
 
     @Test(arguments: [SIGTERM, SIGKILL]) func suspensionThatARestartForgets(_ signal: Int32) throws {

@@ -29,7 +29,13 @@ import Testing
             #expect(answer.hasPrefix("250"))
             wanted = (wanted + [direct]).map { $0 + [0x0d, 0x0a] }
         }
-        let got = try receiver.wait(for: wanted.count)
+        var got = try receiver.wait(for: wanted.count)
+        // A receiver that writes straight to the file may not be done with it.
+        let octets = wanted.reduce(0) { $0 + $1.count { $0 != 0x0d } }
+        try eventually("\(octets) octets stored") {
+            got = receiver.messages
+            return got.reduce(0) { $0 + $1.count { $0 != 0x0d } } > octets
+        }
         #expect(got.count == wanted.count)
         for message in wanted {
             let matches = got.filter { Samples.differsOnlyByTrace($0, message, unixLines: true) }
@@ -39,7 +45,7 @@ import Testing
 
     @Test(.enabled(if: Places.runs("smtp-sink"), "needs smtp-sink")) func smtpSinkGetsOtherBytes() throws {
         let folder = try TestFolder()
-        try deliver(folder, to: .smtpSink(folder))
+        try deliver(folder, to: .smtpSink(folder), addsLine: true)
     }
 
     @Test(.enabled(if: Places.runsPostfix, "needs Postfix, and root")) func postfixGetsOtherBytes() throws {
@@ -57,7 +63,7 @@ import Testing
     @Test(.enabled(if: Places.runsPeer("smtpd"), "needs .ci/peers and mount namespaces"))
     func openSMTPDGetsOtherBytes() throws {
         let folder = try TestFolder()
-        try deliver(folder, to: .openSMTPD(folder), addsLine: true)
+        try deliver(folder, to: .openSMTPD(folder))
     }
 
     @Test(.enabled(if: Places.runsPeer("dovecot"), "needs .ci/peers and mount namespaces"), arguments: [false, true])

@@ -105,7 +105,11 @@ enum Samples {
 
     /// `octets` of text in lines of 70, dots at their beginnings now and then.
     static func large(_ subject: String, octets: Int) -> [UInt8] {
-        var message = Array("Subject: \(subject)\r\n\r\n".utf8)
+        let header = [
+            "From: s@client.example", "Date: Tue, 24 Nov 2026 00:00:00 +0000",
+            "Message-ID: <\(subject)@client.example>", "Subject: \(subject)", "", "",
+        ]
+        var message = Array(header.joined(separator: "\r\n").utf8)
         var line = 0
         while message.count < octets {
             let text = "\(line % 7 == 0 ? "." : "")line \(line) "

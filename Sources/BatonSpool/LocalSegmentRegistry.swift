@@ -31,19 +31,14 @@ package final class LocalSegmentRegistry: SegmentRegistry {
     }
 
     package static func open(_ directory: DataDirectory) throws(SpoolError) -> LocalSegmentRegistry {
-        let limit = 64 + SpoolLimits.registrySegments * 160
-        let found = SmallFile.read("\(directory.path)/registry", limit: limit, from: directory.disk)
         var damaged = false
-        switch found {
-        case .payload(let payload):
-            if let (id, revision, keys) = RegistryFormat.decode(payload) {
-                var byID: [SegmentID: SegmentKey] = [:]
-                for key in keys { byID[key.id] = key }
-                return LocalSegmentRegistry(
-                    state: State(keys: byID, revision: revision), directory: directory.path, disk: directory.disk,
-                    registryID: id, wasDamaged: false)
-            }
-            damaged = true
+        switch content(in: directory.path, disk: directory.disk) {
+        case .payload(let found):
+            var byID: [SegmentID: SegmentKey] = [:]
+            for key in found.keys { byID[key.id] = key }
+            return LocalSegmentRegistry(
+                state: State(keys: byID, revision: found.revision), directory: directory.path, disk: directory.disk,
+                registryID: found.id, wasDamaged: false)
         case .damaged: damaged = true
         case .absent: break
         }
@@ -58,6 +53,22 @@ package final class LocalSegmentRegistry: SegmentRegistry {
         return LocalSegmentRegistry(
             state: State(keys: [:], revision: 0), directory: directory.path, disk: directory.disk,
             registryID: directory.identity.diskID ^ directory.incarnation.value, wasDamaged: damaged)
+    }
+
+    enum Content {
+        case absent
+        /// Unreadable, or not what this version writes.
+        case damaged
+        case payload((id: UInt64, revision: UInt64, keys: [SegmentKey]))
+    }
+
+    /// What the file in a data directory says now. Reads only; blocking.
+    static func content(in path: String, disk: any Disk) -> Content {
+        switch SmallFile.read("\(path)/registry", limit: 64 + SpoolLimits.registrySegments * 160, from: disk) {
+        case .absent: return .absent
+        case .damaged: return .damaged
+        case .payload(let payload): return RegistryFormat.decode(payload).map { .payload($0) } ?? .damaged
+        }
     }
 
     package func list() throws(SpoolError) -> [SegmentKey] {

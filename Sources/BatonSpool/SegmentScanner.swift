@@ -112,6 +112,11 @@ struct SegmentScanner {
     private func isComplete(_ header: ChunkHeader) throws(DiskError) -> Bool {
         if header.end <= evidence.offset || header.firstMessage + header.messages <= evidence.messages { return true }
         if header.end + Int64(ChunkHeader.length) <= size, try self.header(at: header.end) != nil { return true }
+        return try bodiesAreIntact(header)
+    }
+
+    /// Whether the chunk's body block has its CRC32C.
+    func bodiesAreIntact(_ header: ChunkHeader) throws(DiskError) -> Bool {
         var crc: UInt32 = 0
         var left = Int(header.bodyLength)
         var at = header.bodyOffset

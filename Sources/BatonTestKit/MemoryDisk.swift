@@ -298,7 +298,8 @@ package final class MemoryDisk: Disk {
         try perform("list") { state -> Result<[String], DiskError> in
             guard state.directories.contains(path) else { return .failure(DiskError(errno: ENOENT, call: "list")) }
             let prefix = path + "/"
-            let names = state.names.keys.filter { $0.hasPrefix(prefix) }.map { String($0.dropFirst(prefix.count)) }
+            let all = Array(state.names.keys) + Array(state.directories)
+            let names = all.filter { $0.hasPrefix(prefix) }.map { String($0.dropFirst(prefix.count)) }
             return .success(names.filter { !$0.contains("/") })
         }
     }

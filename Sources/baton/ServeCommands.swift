@@ -1,4 +1,4 @@
-// `baton serve`, `baton check-config` and `baton spool inspect`.
+// `baton serve` and `baton check-config`.
 import ArgumentParser
 import BatonModel
 import BatonNode
@@ -82,23 +82,5 @@ struct CheckConfig: ParsableCommand {
             throw CommandFailure(code: 64, text: "--explain takes a domain name")
         }
         Output.line(configuration.explanation(for: domain))
-    }
-}
-
-struct SpoolCommand: ParsableCommand {
-    static let configuration = CommandConfiguration(
-        commandName: "spool", abstract: "Look into a data directory without a node.", subcommands: [Inspect.self])
-
-    struct Inspect: ParsableCommand {
-        static let configuration = CommandConfiguration(
-            abstract: "Tell what a data directory holds. Changes nothing; works beside a running node and on damage.")
-
-        @Argument(help: ArgumentHelp("The data directory.", valueName: "dir"))
-        var directory: String
-
-        @Flag(name: .long, help: "Print JSON.")
-        var json = false
-
-        func run() throws { Output.line(try Wiring.inspectSpool(directory, json: json)) }
     }
 }

@@ -5,7 +5,7 @@ enum Wiring {
     #if BATON_NODE_ALONE
         static let version = "alone"
         static func serve(_ configuration: NodeConfiguration) async -> Int32 { 70 }
-        static func inspectSpool(_ directory: String, json: Bool) throws -> String { "" }
+        static func inspectSpool(_ directory: String, json: Bool) throws -> (String, Int32) { ("", 70) }
     #else
         static let version = BatonVersion.current
 
@@ -14,9 +14,14 @@ enum Wiring {
             await NodeRunner.run(configuration: configuration)
         }
 
-        /// What `baton spool inspect` prints. Read-only; blocking.
-        static func inspectSpool(_ directory: String, json: Bool) throws -> String {
-            throw CommandFailure(code: 70, text: "spool inspect is not in this build yet")
+        /// What `baton spool inspect` prints, and its exit code. Read-only; blocking.
+        static func inspectSpool(_ directory: String, json: Bool) throws -> (String, Int32) {
+            do {
+                let answer = try SpoolInspection.inspect(directory, json: json)
+                return (answer.text, answer.code)
+            } catch let error as NodeError {
+                throw CommandFailure(code: error.exitCode, text: error.description)
+            }
         }
     #endif
 }

@@ -104,6 +104,38 @@ package enum StorageAdmission: Sendable {
     case refused(SubmissionRefusal)
 }
 
+// MARK: Spool ↔ replicator
+
+/// One member of a segment's ensemble: identity is per disk (PROTOCOL "Around it").
+package struct EnsembleMember: Hashable, Sendable {
+    package let node: NodeID
+    package let diskID: UInt64
+
+    package init(node: NodeID, diskID: UInt64) {
+        self.node = node
+        self.diskID = diskID
+    }
+}
+
+/// Keeps a lane's chunks on other disks. A lane of a single node has none, and its ensembles are its own disk alone.
+package protocol ChunkReplicating: Sendable {
+    /// Makes and fsyncs the segment's file on every backup and returns them; nil where none can be had now, so that the segment
+    /// is not registered (PROTOCOL A4). Blocking; on the keeper's thread.
+    func prepare(_ segment: SegmentID) -> [EnsembleMember]?
+    /// Sends a chunk to every backup of the segment, in the order of offsets. `acked`: everything before it is acknowledged. On
+    /// the writer's thread, between local write and fdatasync; never blocks. Bounded by the lane's waiting bytes.
+    func send(_ chunk: ByteBuffer, of segment: SegmentID, at offset: Int64, acked: Int64)
+}
+
+/// What backups answer. Any thread; never blocks.
+package protocol ReplicationReceiving: AnyObject, Sendable {
+    /// The member has fdatasync'ed everything before `upTo`.
+    func durable(_ segment: SegmentID, on member: EnsembleMember, upTo: Int64)
+    /// The member refuses, or is given up: the segment is sealed where it is acknowledged, and the lane goes on in the next one
+    /// (PROTOCOL A1). Nothing of it is acknowledged any more.
+    func lost(_ segment: SegmentID, on member: EnsembleMember)
+}
+
 // MARK: Spool → queue
 
 /// A durable message whose live recipients are to be scheduled.

@@ -24,9 +24,6 @@ extension NodeConfiguration {
             case .off: .off
             }
         settings.minFree = UInt64(max(0, spool.minFree))
-        // Cleaning (PROTOCOL C2) has no tests yet: off, so that an old segment keeps its space and never its mail at risk.
-        settings.cleaningAge = .days(36_500)
-        settings.cleaningBudget = .max
         return settings
     }
 

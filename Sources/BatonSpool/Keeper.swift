@@ -26,6 +26,7 @@ struct Keeper: Sendable {
     let ledger: SegmentLedger
     let logger: Logger
     let member: EnsembleMember
+    let replicator: (any ChunkReplicating)?
 
     private var nextIndex: UInt64 = 0
     private var wanted = false
@@ -34,11 +35,12 @@ struct Keeper: Sendable {
     private var spareNumber: UInt64 = 0
     private var complained = false
     var cleaning: CleaningRun?
-    var lastCleaning: Instant = .epoch
+    var nextCleaning: Instant = .epoch
 
     init(
         directory: DataDirectory, configuration: SpoolConfiguration, registry: any SegmentRegistry,
-        shared: LaneShared, ledger: SegmentLedger, spares: [String], logger: Logger
+        shared: LaneShared, ledger: SegmentLedger, spares: [String], replicator: (any ChunkReplicating)?,
+        logger: Logger
     ) {
         self.disk = directory.disk
         self.directory = directory
@@ -47,6 +49,7 @@ struct Keeper: Sendable {
         self.shared = shared
         self.ledger = ledger
         self.spares = spares
+        self.replicator = replicator
         self.logger = logger
         self.member = EnsembleMember(node: directory.identity.node, diskID: directory.identity.diskID)
     }
@@ -70,7 +73,7 @@ struct Keeper: Sendable {
 
     // MARK: Preparing
 
-    /// File first, then its name, then its key (PROTOCOL A4); then the writer may have it.
+    /// File first, on every member, then its name, then its key (PROTOCOL A4); then the writer may have it.
     mutating func prepareIfWanted(at now: Instant) {
         guard wanted, !shared.dead.load(ordering: .relaxed), shared.prepared.withLock({ $0 == nil }) else { return }
         do throws(SpoolError) {
@@ -95,9 +98,14 @@ struct Keeper: Sendable {
         nextIndex += 1
         let path = "\(segmentsPath)/\(SegmentName(id).segmentFile)"
         let file = try makeFile(path)
+        let ensemble: [EnsembleMember]
         do throws(SpoolError) {
+            guard let backups = replicator.map({ $0.prepare(id) }) ?? [] else {
+                throw SpoolError(.noBackup, "no backup takes a new segment")
+            }
+            ensemble = [member] + backups
             let key = SegmentKey(
-                id: id, ensemble: [member], appendEpoch: 1, state: .open, drainer: drainer, drainEpoch: 1)
+                id: id, ensemble: ensemble, appendEpoch: 1, state: .open, drainer: drainer, drainEpoch: 1)
             guard case .committed = try registry.store(key) else {
                 throw SpoolError(.registryFailed, "the key of a new segment exists already")
             }
@@ -109,7 +117,7 @@ struct Keeper: Sendable {
         let handle = ledger.add(id, sealed: false, at: now)
         shared.state.withLock { state in
             var actions = ActionBuffer<LaneState.Action>()
-            state.receive(.opened(id, ensemble: [member]), at: now, into: &actions)
+            state.receive(.opened(id, ensemble: ensemble), at: now, into: &actions)
         }
         return SegmentFile(id: id, handle: handle, file: file, appendEpoch: 1)
     }

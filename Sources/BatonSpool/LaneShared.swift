@@ -13,6 +13,8 @@ enum LaneWork: Sendable {
     case fragment(FragmentStreamID, ByteBuffer)
     case abandon(FragmentStreamID)
     case moved(MovedMessage)
+    /// Nothing is acknowledged in the open segment any more: on to the next.
+    case leave
 
     /// Bytes that count against `SpoolLimits.waitingBytes`.
     var bytes: Int {
@@ -22,7 +24,7 @@ enum LaneWork: Sendable {
             return body.readableBytes
         case .fragment(_, let bytes): return bytes.readableBytes
         case .moved(let message): return message.body.readableBytes
-        case .open, .abandon: return 0
+        case .open, .abandon, .leave: return 0
         }
     }
 }
@@ -36,13 +38,13 @@ struct MovedMessage: Sendable {
     let batch: MovedBatch
 }
 
-/// Collects where the messages of one cleaning landed.
+/// Collects where the messages of one cleaning landed. Each message lands or fails exactly once.
 final class MovedBatch: Sendable {
-    private let state = Mutex((moves: [StoredMessageRef: StoredMessageRef](), failed: false))
+    private let state = Mutex((moves: [StoredMessageRef: StoredMessageRef](), failed: 0))
 
     func landed(_ old: StoredMessageRef, at new: StoredMessageRef) { state.withLock { $0.moves[old] = new } }
-    func fail() { state.withLock { $0.failed = true } }
-    var result: (moves: [StoredMessageRef: StoredMessageRef], failed: Bool) {
+    func fail() { state.withLock { $0.failed += 1 } }
+    var result: (moves: [StoredMessageRef: StoredMessageRef], failed: Int) {
         state.withLock { ($0.moves, $0.failed) }
     }
 }

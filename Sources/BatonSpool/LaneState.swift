@@ -1,5 +1,6 @@
 // The append rule (DESIGN section 4 and 5, PROTOCOL A1-A3): which chunks may be acknowledged. Pure.
 import BatonCore
+import BatonModel
 
 /// Says when a `250` is allowed. Knows nothing of messages: offsets in segments only.
 ///
@@ -13,6 +14,8 @@ package struct LaneState: StateMachine {
         case appended(SegmentID, end: Int64)
         /// The member has fdatasync'ed everything before `upTo`.
         case durable(SegmentID, EnsembleMember, upTo: Int64)
+        /// The member refuses or is given up: the ensemble never shrinks, so nothing more is acknowledged in the segment (A1).
+        case lost(SegmentID, EnsembleMember)
         /// A local write or fdatasync of the segment failed; its result is unknown and it is never retried.
         case failed(SegmentID)
         /// Nothing will be appended any more: seal where all is acknowledged.
@@ -41,7 +44,6 @@ package struct LaneState: StateMachine {
         var acked: Int64 = 0
         var rolled = false
         var sealSent = false
-        var refused = false
     }
 
     private var segments: [SegmentID: Segment] = [:]
@@ -52,17 +54,28 @@ package struct LaneState: StateMachine {
     /// Offset before which everything of the segment is acknowledged; 0 for an unknown one.
     package func acked(_ id: SegmentID) -> Int64 { segments[id]?.acked ?? 0 }
 
+    /// Whether what is appended to the segment from now on can still be acknowledged.
+    package func acknowledges(_ id: SegmentID) -> Bool { !dead && segments[id].map { !$0.sealSent } ?? false }
+
     package mutating func receive(_ event: Event, at now: Instant, into actions: inout ActionBuffer<Action>) {
         switch event {
         case .opened(let id, let ensemble):
             guard segments[id] == nil else { return }
             segments[id] = Segment(ensemble: ensemble, durable: Array(repeating: 0, count: ensemble.count))
         case .appended(let id, let end):
-            guard var segment = segments[id] else { return }
+            guard var segment = segments[id] else { return actions.append(.refuse(id, from: 0)) }
             segment.appended = max(segment.appended, end)
             segments[id] = segment
+            if dead || segment.sealSent { actions.append(.refuse(id, from: segment.acked)) }
         case .durable(let id, let member, let upTo):
             advance(id, member, upTo, &actions)
+        case .lost(let id, let member):
+            guard var segment = segments[id], segment.ensemble.contains(member), !segment.sealSent else { return }
+            segment.rolled = true
+            segment.sealSent = true
+            segments[id] = segment
+            actions.append(.refuse(id, from: segment.acked))
+            if !dead { actions.append(.storeSeal(id, at: segment.acked)) }
         case .failed(let id):
             dead = true
             if let segment = segments[id] { actions.append(.refuse(id, from: segment.acked)) }

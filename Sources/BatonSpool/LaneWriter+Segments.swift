@@ -52,6 +52,16 @@ extension LaneWriter {
         keeper.deliver(CollectionOfOne(.needSegment))
     }
 
+    /// The open segment, if a cleaning's `bytes` fit into it; rolls for them. Not sure: other mail may come between.
+    mutating func segment(withRoomFor bytes: Int64, at now: Instant) -> SegmentID? {
+        let wanted = bytes + bytes / 8 + Int64(16 * ByteCount.kibi)
+        let size = Int64(configuration.segmentSize)
+        if let full = open, full.offset > 0, full.offset + wanted > size { roll(at: now) }
+        results.deliver()
+        guard let open, open.offset == 0 || open.offset + wanted <= size else { return nil }
+        return open.id
+    }
+
     /// Past the bound the streams of the segment that has lingered longest are refused.
     private mutating func shedLingering(at now: Instant) {
         while lingering.count > SpoolLimits.lingeringSegments, let oldest = lingering.first {
@@ -63,14 +73,16 @@ extension LaneWriter {
         }
     }
 
-    /// Nothing is appended to it any more: everything in it is acknowledged or refused, so that it is sealed where it ends.
-    mutating func retire(_ segment: SegmentFile, at now: Instant) {
-        var actions = ActionBuffer<LaneState.Action>()
-        shared.state.withLock { $0.receive(.rolled(segment.id), at: now, into: &actions) }
-        for case .storeSeal(let id, let end) in actions.actions {
-            keeper.deliver(CollectionOfOne(.seal(id, segment.handle, segment.file, at: end)))
-        }
-        if actions.isEmpty { keeper.deliver(CollectionOfOne(.close(segment.file))) }
+    /// Nothing is appended to it any more: it is sealed where it ends once everything in it is acknowledged or refused.
+    mutating func retire(_ segment: SegmentFile, at now: Instant) { acknowledger.roll(segment, at: now) }
+
+    /// A backup of the open segment is lost: nothing of it would be acknowledged any more.
+    mutating func leaveIfClosed(at now: Instant) {
+        guard let old = open, !shared.dead.load(ordering: .relaxed),
+            !shared.state.withLock({ $0.acknowledges(old.id) })
+        else { return }
+        for (id, stream) in streams where stream.segment == old.handle && !stream.failed { refuse(id, .storageFailed) }
+        roll(at: now)
     }
 
     /// The stream is committed, abandoned or lost; its segment may have lingered for it.

@@ -10,7 +10,7 @@ import Synchronization
 
 /// Everything that the writer thread does, as a value behind one mutex, so that tests can drive it without a thread.
 ///
-/// One chunk, one write, one fdatasync, then the answers: the results to their sinks, the new messages to `jobs`. A failed
+/// One chunk, one write, one fdatasync; then `ChunkAcknowledger` gives the answers, at once in an ensemble of one. A failed
 /// write or fdatasync is never retried: the lane is dead, what was unacknowledged is refused with `.storageFailed`. Only
 /// ENOSPC and EDQUOT at the write are survivable: the chunk is refused with `.diskFull`; its place may be written again,
 /// since nothing valid can stand there (the header's CRC covers lengths and the whole was never complete).
@@ -18,8 +18,9 @@ struct LaneWriter: Sendable {
     let disk: any Disk
     let configuration: SpoolConfiguration
     let shared: LaneShared
-    let ledger: SegmentLedger
-    let jobs: any JobReceiving
+    let acknowledger: ChunkAcknowledger
+    /// Nil in a lane of a single node.
+    let replicator: (any ChunkReplicating)?
     let member: EnsembleMember
     let keeper: ThreadMailbox<KeeperWork>
     let logger: Logger
@@ -33,25 +34,17 @@ struct LaneWriter: Sendable {
     private var builder: ChunkBuilder
     private var items: [ChunkItem] = []
     var results = ResultGroups()
-    private var actions = ActionBuffer<LaneState.Action>()
-    private let metrics = LaneMetrics()
-
-    /// What a message of the chunk being formed turns into once it is acknowledged.
-    private enum ChunkItem: Sendable {
-        case submission(Submission)
-        case moved(MovedMessage)
-    }
 
     init(
-        disk: any Disk, configuration: SpoolConfiguration, shared: LaneShared, ledger: SegmentLedger,
-        jobs: any JobReceiving, member: EnsembleMember, keeper: ThreadMailbox<KeeperWork>, logger: Logger,
+        disk: any Disk, configuration: SpoolConfiguration, shared: LaneShared, acknowledger: ChunkAcknowledger,
+        replicator: (any ChunkReplicating)?, member: EnsembleMember, keeper: ThreadMailbox<KeeperWork>, logger: Logger,
         onFailure: @escaping @Sendable (SpoolFailure) -> Void
     ) {
         self.disk = disk
         self.configuration = configuration
         self.shared = shared
-        self.ledger = ledger
-        self.jobs = jobs
+        self.acknowledger = acknowledger
+        self.replicator = replicator
         self.member = member
         self.keeper = keeper
         self.logger = logger
@@ -89,6 +82,7 @@ struct LaneWriter: Sendable {
         lingering.removeAll()
         if let open { retire(open, at: now) }
         open = nil
+        acknowledger.finish()
     }
 
     // MARK: Forming a chunk
@@ -98,6 +92,7 @@ struct LaneWriter: Sendable {
         if open == nil { roll(at: now) }
         // A start on a full disk has no segment yet.
         guard open != nil else { return refuseAll(.diskFull) }
+        leaveIfClosed(at: now)
         builder.begin()
         items.removeAll(keepingCapacity: true)
         var target: UInt32?
@@ -144,6 +139,9 @@ struct LaneWriter: Sendable {
                 return true
             case .fragments(let id): return admitCommit(submission, of: id, to: &target, at: now)
             }
+        case .leave:
+            // Done where the chunk was begun.
+            return true
         case .moved(let message):
             guard enter(&target, size: message.body.readableBytes + 512, at: now) else { return false }
             if builder.addMessage(message.envelope, body: message.body, moved: message.from) {
@@ -226,7 +224,9 @@ struct LaneWriter: Sendable {
     private mutating func commit(to handle: UInt32, at now: Instant) {
         guard var segment = segment(handle) else { return }
         guard segment.offset < SpoolLimits.segmentBytesMax else { return refuseChunk(.overloaded) }
-        let acked = shared.state.withLock { $0.acked(segment.id) }
+        let (acked, open) = shared.state.withLock { ($0.acked(segment.id), $0.acknowledges(segment.id)) }
+        // A backup is gone and there is no next segment yet: the answer could only be "unknown".
+        guard open else { return refuseChunk(.storageFailed) }
         let header = builder.finish(
             segment: segment.id, appendEpoch: segment.appendEpoch, offset: segment.offset, ackedOffset: acked,
             number: segment.chunks, firstMessage: segment.messages, previousHeaderCRC: segment.lastHeaderCRC, at: now)
@@ -241,6 +241,14 @@ struct LaneWriter: Sendable {
             }
             return die(error, segment, at: now)
         }
+        acknowledger.park(
+            WrittenChunk(
+                segment: segment.id, handle: segment.handle, start: header.offset, end: header.end,
+                firstMessage: header.firstMessage, messages: header.messages, items: items, placed: builder.placed))
+        let commits = items
+        items.removeAll(keepingCapacity: true)
+        // Behind the write: a chunk that found no room here must not stand elsewhere in the place of the next one.
+        replicator?.send(builder.chunk, of: segment.id, at: header.offset, acked: acked)
         do throws(DiskError) {
             if configuration.sync { try disk.sync(segment.file) }
         } catch {
@@ -252,76 +260,23 @@ struct LaneWriter: Sendable {
         segment.lastHeaderCRC = headerCRC
         if segment.firstChunkAt == nil { segment.firstChunkAt = now }
         store(segment)
-        var allowed = false
-        shared.state.withLock { state in
-            actions.removeAll()
-            state.receive(.appended(segment.id, end: header.end), at: now, into: &actions)
-            state.receive(.durable(segment.id, member, upTo: header.end), at: now, into: &actions)
-        }
-        for action in actions.actions where action == .acknowledge(segment.id, upTo: header.end) { allowed = true }
-        // In an ensemble of one the local fdatasync is all that is asked; the rule refuses only behind a seal.
-        guard allowed else { return refuseChunk(.storageFailed) }
-        acknowledge(segment, header, at: now)
+        // Before a stream is closed, whose segment may then be sealed.
+        acknowledger.report(
+            [.appended(segment.id, end: header.end), .durable(segment.id, member, upTo: header.end)], at: now)
+        settleFragments(commits, at: now)
     }
 
-    /// The only place that says `durable`: past the fdatasync and the append rule.
-    private mutating func acknowledge(_ segment: SegmentFile, _ header: ChunkHeader, at now: Instant) {
-        let first = ledger.append(builder.placed, to: segment.handle, end: header.end)
-        precondition(first == header.firstMessage, "the ledger and the segment count differently")
-        var accepted: [AcceptedMessage] = []
-        accepted.reserveCapacity(items.count)
-        var record = first
-        for item in items {
-            let ref = StoredMessageRef(segment: segment.handle, record: record)
-            record += 1
-            switch item {
-            case .submission(let submission):
-                results.add(
-                    SubmissionResult(token: submission.token, outcome: .durable(ref)), to: submission.sink)
-                accepted.append(accept(submission, ref))
-                if case .fragments(let id) = submission.body {
-                    ledger.update(segment.handle) { $0.hasFragmented = true }
-                    close(stream: id, at: now)
-                }
-            case .moved(let message): land(message, at: ref)
-            }
-        }
+    /// Fragments are written and need no memory any more, which is no promise; the streams committed by this chunk are over.
+    private mutating func settleFragments(_ commits: [ChunkItem], at now: Instant) {
         for (id, extent) in builder.fragments {
             streams[id]?.extents.append(extent)
             guard let stream = streams[id], !stream.failed else { continue }
-            results.add(
-                FragmentResult(stream: id, written: stream.stored, refusal: nil), to: stream.sink)
+            results.add(FragmentResult(stream: id, written: stream.stored, refusal: nil), to: stream.sink)
         }
-        count(header)
+        for case .submission(let submission) in commits {
+            if case .fragments(let id) = submission.body { close(stream: id, at: now) }
+        }
         results.deliver()
-        if !accepted.isEmpty { jobs.receive(accepted) }
-        if record > first { ledger.update(segment.handle) { $0.received = record } }
-    }
-
-    private func accept(_ submission: Submission, _ ref: StoredMessageRef) -> AcceptedMessage {
-        var body: MessageBody?
-        if case .whole(let bytes) = submission.body {
-            body = MessageBody(bytes: bytes, traits: submission.envelope.traits)
-        }
-        return AcceptedMessage(
-            ref: ref, envelope: submission.envelope, body: body, progress: nil, receptionRecorded: false)
-    }
-
-    private func land(_ message: MovedMessage, at ref: StoredMessageRef) {
-        for outcome in message.from.outcomes where outcome.verdict.isFinal {
-            _ = ledger.markFinal(ref, recipient: outcome.recipient)
-        }
-        message.batch.landed(message.source, at: ref)
-    }
-
-    private func count(_ header: ChunkHeader) {
-        let bytes = header.end - header.offset
-        shared.commits.add(1, ordering: .relaxed)
-        shared.committedMessages.add(UInt64(header.messages), ordering: .relaxed)
-        shared.committedBytes.add(UInt64(max(0, bytes)), ordering: .relaxed)
-        metrics.commits.increment()
-        metrics.messages.increment(by: Int64(header.messages))
-        metrics.bytes.increment(by: bytes)
     }
 
     mutating func store(_ segment: SegmentFile) {
@@ -359,6 +314,7 @@ struct LaneWriter: Sendable {
             case .fragment(let id, _): refuse(id, reason)
             case .abandon(let id): streams[id] = nil
             case .moved(let message): message.batch.fail()
+            case .leave: break
             }
         }
         pending.removeAll()
@@ -371,26 +327,15 @@ struct LaneWriter: Sendable {
     /// The disk failed under us: the result of this chunk is unknown and is not asked for again.
     private mutating func die(_ error: DiskError, _ segment: SegmentFile, at now: Instant) {
         shared.dead.store(true, ordering: .relaxed)
-        shared.state.withLock { state in
-            actions.removeAll()
-            state.receive(.failed(segment.id), at: now, into: &actions)
-        }
+        acknowledger.report([.failed(segment.id)], at: now)
         logger.critical(
             "spool: the lane is dead; no mail is accepted until the disk is replaced and the node restarted",
             metadata: ["call": "\(error.call)", "errno": "\(error.errno)", "segment": "\(SegmentName(segment.id))"])
-        metrics.failures.increment()
+        acknowledger.metrics.failures.increment()
         refuseChunk(.storageFailed)
         for (id, stream) in streams where !stream.failed { refuse(id, .storageFailed) }
         refuseAll(.storageFailed)
         results.deliver()
         onFailure(.laneDead(error))
     }
-}
-
-/// The writer's counters, made once.
-struct LaneMetrics: Sendable {
-    let commits = Counter(label: "baton_spool_commits_total")
-    let messages = Counter(label: "baton_spool_messages_total")
-    let bytes = Counter(label: "baton_spool_written_bytes_total")
-    let failures = Counter(label: "baton_spool_failures_total")
 }

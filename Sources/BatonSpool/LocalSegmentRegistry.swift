@@ -1,5 +1,6 @@
 // The registry of a single node: one checksummed file in the locked data directory.
 import BatonCore
+import BatonModel
 import BatonRuntime
 import NIOCore
 import Synchronization

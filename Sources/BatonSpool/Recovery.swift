@@ -160,8 +160,11 @@ struct Recovery {
         do throws(DiskError) {
             let file = try disk.open("\(path)/\(name.segmentFile)", .read)
             defer { try? disk.close(file) }
+            // What stands behind a seal was never acknowledged here (PROTOCOL "Takeover" 4: cut to n).
+            var size = try disk.size(file)
+            if case .sealed(let end) = key.state { size = min(size, end) }
             let scanner = SegmentScanner(
-                disk: disk, file: file, id: key.id, size: try disk.size(file), evidence: evidence.evidence)
+                disk: disk, file: file, id: key.id, size: size, evidence: evidence.evidence)
             var segment = RecoveredSegment(handle: handle, name: name, chunks: [], marks: evidence.marks)
             let scan = try scanner.scan { header, block in take(header, block, into: &segment) }
             segment.chunks = scan.chunks
@@ -254,6 +257,7 @@ struct Recovery {
         }
         ledger.update(segment.handle) { entry in
             entry.length = scan.end
+            if let first = scan.chunks.first { entry.bornAt = min(now, first.writtenAt) }
             entry.ackedOffset = scan.end
             entry.quarantinedBytes = quarantined
             entry.damaged = entry.damaged || !scan.damage.isEmpty

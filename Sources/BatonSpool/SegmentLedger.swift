@@ -44,8 +44,10 @@ package final class SegmentLedger: Sendable {
         var quarantinedBytes: Int64 = 0
         var damaged = false
         var hasFragmented = false
-        /// Live messages of a cleaned segment, by record, with their new places.
+        /// A cleaning has not settled what becomes of it: not to be reclaimed.
         var closing = false
+        /// Cleanings of it that came to nothing.
+        var cleaningsFailed = 0
     }
 
     struct RecipientBits: Sendable {

@@ -94,9 +94,9 @@ struct SegmentReader: Sendable {
         }
     }
 
-    mutating func close() {
-        for (_, file) in files { try? disk.close(file) }
-        files.removeAll()
+    mutating func close(where gone: (SegmentName) -> Bool = { _ in true }) {
+        for (name, file) in files where gone(name) { try? disk.close(file) }
+        files.removeAll { gone($0.name) }
     }
 
     private mutating func open(_ name: SegmentName) throws(DiskError) -> DiskFile {

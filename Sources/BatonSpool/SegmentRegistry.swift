@@ -1,16 +1,6 @@
 // The record of every segment: who may drain it, whether it is sealed or finished. The seam to the control plane.
 import BatonCore
-
-/// One member of a segment's ensemble: identity is per disk (PROTOCOL "Around it").
-package struct EnsembleMember: Hashable, Sendable {
-    package let node: NodeID
-    package let diskID: UInt64
-
-    package init(node: NodeID, diskID: UInt64) {
-        self.node = node
-        self.diskID = diskID
-    }
-}
+import BatonModel
 
 /// Open, then sealed at its final length, then finished; never back.
 package enum SegmentState: Hashable, Sendable {

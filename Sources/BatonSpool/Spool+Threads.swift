@@ -10,6 +10,8 @@ import Synchronization
 enum ReadWork: Sendable {
     case body(BodyRead, any BodyReadReceiving)
     case history(StoredMessageRef, CheckedContinuation<[Outcome]?, Never>)
+    /// Segments went: their open files hold space that was given back.
+    case trim
 }
 
 extension Spool {
@@ -69,13 +71,19 @@ extension Spool {
         while true {
             guard let work = keeperMailbox.take(timeoutNanoseconds: 1_000_000_000) else { return }
             let now = time.now()
-            keeper.withLock { $0.process(work, outcomes: outcomes, at: now) }
+            process(work, at: now)
             if (now - last).nanoseconds >= 1_000_000_000 {
                 last = now
                 keeper.withLock { $0.tick(at: now) }
                 stepCleaning(at: now)
             }
         }
+    }
+
+    private func process(_ work: [KeeperWork], at now: Instant) {
+        let before = shared.segmentsReclaimed.load(ordering: .relaxed)
+        keeper.withLock { $0.process(work, outcomes: outcomes, at: now) }
+        if shared.segmentsReclaimed.load(ordering: .relaxed) != before { trimReaders() }
     }
 
     private func runReader() {
@@ -98,31 +106,38 @@ extension Spool {
                     groups.append((receiver, [result]))
                 }
             case .history(let message, let continuation): continuation.resume(returning: readHistory(of: message))
+            case .trim: reader.close { ledger.handle(of: $0.id) == nil }
             }
         }
         for (receiver, results) in groups { receiver.bodiesRead(results) }
     }
 
     private func read(_ request: BodyRead, by reader: inout SegmentReader) -> BodyReadOutcome {
-        let first = attempt(request, by: &reader)
-        // Its segment may have been cleaned away between look-up and read: the ledger knows the new place.
-        guard case .failed(let errno) = first, errno == ENOENT else { return first }
-        return attempt(request, by: &reader)
+        guard let location = ledger.location(of: request.ref) else { return .failed(errno: ENOENT) }
+        let first = attempt(request, location, by: &reader)
+        // Its segment may have been cleaned away between look-up and read, and its file, still open here, recycled: the
+        // ledger knows the new place.
+        if first.isRead { return first }
+        guard let place = ledger.location(of: request.ref) else { return .failed(errno: ENOENT) }
+        if place == location { return first.isDamage ? quarantine(request.ref, location) : first }
+        let second = attempt(request, place, by: &reader)
+        return second.isDamage ? quarantine(request.ref, place) : second
     }
 
-    private func attempt(_ request: BodyRead, by reader: inout SegmentReader) -> BodyReadOutcome {
-        guard let location = ledger.location(of: request.ref) else { return .failed(errno: ENOENT) }
+    private func attempt(
+        _ request: BodyRead, _ location: MessageLocation, by reader: inout SegmentReader
+    ) -> BodyReadOutcome {
         switch request.part {
         case .message:
             switch reader.message(at: location) {
             case .found(let message): return .message(message.envelope, message.body)
-            case .damaged: return quarantine(request.ref, location)
+            case .damaged: return .damaged
             case .failed(let error): return .failed(errno: error.errno)
             }
         case .fragment(let index):
             switch reader.fragment(index, at: location) {
             case .found(let bytes): return .fragment(bytes)
-            case .damaged: return quarantine(request.ref, location)
+            case .damaged: return .damaged
             case .failed(let error): return .failed(errno: error.errno)
             }
         }
@@ -152,6 +167,11 @@ extension Spool {
             }
         }
         return read == nil ? nil : found
+    }
+
+    /// After segments went. Full read queues trim at the next occasion.
+    func trimReaders() {
+        for _ in 0..<max(1, configuration.readerThreads) { _ = readMailbox.offer(CollectionOfOne(.trim)) }
     }
 
     // MARK: By hand
@@ -202,8 +222,7 @@ extension Spool {
     @discardableResult
     func drainKeeper() -> Bool {
         guard let work = keeperMailbox.take(timeoutNanoseconds: 0), !work.isEmpty else { return false }
-        let now = time.now()
-        keeper.withLock { $0.process(work, outcomes: outcomes, at: now) }
+        process(work, at: time.now())
         return true
     }
 
@@ -237,4 +256,15 @@ extension Spool {
         stats.freeInodes = shared.freeInodes.load(ordering: .relaxed)
         return stats
     }
+}
+
+extension BodyReadOutcome {
+    fileprivate var isRead: Bool {
+        switch self {
+        case .message, .fragment: true
+        case .damaged, .failed: false
+        }
+    }
+
+    fileprivate var isDamage: Bool { if case .damaged = self { true } else { false } }
 }

@@ -9,7 +9,7 @@ import Synchronization
 
 /// One data directory's spool with one lane. Its engines are values behind mutexes (`LaneWriter`, `OutcomeWriter`, `Keeper`,
 /// `SegmentReader`), each run by a thread of its own; with `Threading.manual` a test runs them by `pump`.
-package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sendable {
+package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, ReplicationReceiving, Sendable {
     package enum Threading: Sendable {
         case dedicated
         /// No threads: `pump` does their work on the caller's. For deterministic tests.
@@ -25,6 +25,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
     let time: any TimeSource
     let logger: Logger
     let onFailure: @Sendable (SpoolFailure) -> Void
+    let replicator: (any ChunkReplicating)?
     let threading: Threading
     let writer = Mutex<LaneWriter?>(nil)
     let outcomes: Mutex<OutcomeWriter>
@@ -37,6 +38,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
     let damagedMessages = Mutex(Set<StoredMessageRef>())
     let writers = Mutex<[DedicatedThread]>([])
     let others = Mutex<[DedicatedThread]>([])
+    private let acknowledger = Mutex<ChunkAcknowledger?>(nil)
     private let recovered: Mutex<Recovered?>
     private let summary: Mutex<RecoverySummary>
     private let stopped = Atomic<Bool>(false)
@@ -46,7 +48,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
     /// be written: damage is served around and stands in `recovery`.
     package static func open(
         directory: DataDirectory, configuration: SpoolConfiguration, events: any EventRecording, time: any TimeSource,
-        logger: Logger, threading: Threading = .dedicated,
+        logger: Logger, threading: Threading = .dedicated, replicator: (any ChunkReplicating)? = nil,
         onFailure: @escaping @Sendable (SpoolFailure) -> Void
     ) throws(SpoolError) -> Spool {
         let registry = try LocalSegmentRegistry.open(directory)
@@ -54,14 +56,14 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
         if registry.wasDamaged { logger.error("spool: the registry was damaged: segments are adopted from the disk") }
         return try Spool(
             directory: directory, configuration: configuration, registry: registry, events: events, time: time,
-            logger: logger, threading: threading, onFailure: onFailure,
+            logger: logger, threading: threading, replicator: replicator, onFailure: onFailure,
             notes: directory.notes + (registry.wasDamaged ? ["registry was damaged"] : []))
     }
 
     private init(
         directory: DataDirectory, configuration: SpoolConfiguration, registry: any SegmentRegistry,
         events: any EventRecording, time: any TimeSource, logger: Logger, threading: Threading,
-        onFailure: @escaping @Sendable (SpoolFailure) -> Void, notes: [String]
+        replicator: (any ChunkReplicating)?, onFailure: @escaping @Sendable (SpoolFailure) -> Void, notes: [String]
     ) throws(SpoolError) {
         var recovery = Recovery(
             directory: directory, registry: registry, ledger: ledger, logger: logger, now: time.now())
@@ -75,6 +77,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
         self.logger = logger
         self.onFailure = onFailure
         self.threading = threading
+        self.replicator = replicator
         var outcomes = OutcomeWriter(
             disk: directory.disk, directory: directory, configuration: configuration, ledger: ledger, events: events,
             logger: logger, onFailure: onFailure)
@@ -84,7 +87,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
         self.keeper = Mutex(
             Keeper(
                 directory: directory, configuration: configuration, registry: registry, shared: shared, ledger: ledger,
-                spares: found.spares, logger: logger))
+                spares: found.spares, replicator: replicator, logger: logger))
         self.manualReader = Mutex(SegmentReader(disk: directory.disk, directory: directory.segmentsPath))
         self.summary = Mutex(found.summary)
         self.recovered = Mutex(found)
@@ -131,7 +134,13 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
             writer.sync()
             return found.decisions.allSatisfy { writer.logs[$0.target]?.isClean ?? false }
         }
-        guard safe else { return }
+        guard safe else {
+            // Were a source's key gone before its target says "void", the copies would count: it stays until a start can say so.
+            for decision in found.decisions where !decision.alive {
+                if let handle = ledger.handle(of: decision.source) { ledger.update(handle) { $0.closing = true } }
+            }
+            return
+        }
         for key in found.finished {
             do throws(SpoolError) {
                 let result: Result<Void, SpoolError> = keeper.withLock { keeper in
@@ -164,11 +173,14 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
                 return .success(nil)
             }
         }
+        let acknowledger = ChunkAcknowledger(shared: shared, ledger: ledger, jobs: jobs, keeper: keeperMailbox)
         var lane = LaneWriter(
-            disk: directory.disk, configuration: configuration, shared: shared, ledger: ledger, jobs: jobs,
+            disk: directory.disk, configuration: configuration, shared: shared, acknowledger: acknowledger,
+            replicator: replicator,
             member: EnsembleMember(node: directory.identity.node, diskID: directory.identity.diskID),
             keeper: keeperMailbox, logger: logger, onFailure: onFailure)
         lane.open = try result.get()
+        self.acknowledger.withLock { $0 = acknowledger }
         let made = lane
         writer.withLock { $0 = made }
         keeperMailbox.deliver(CollectionOfOne(.needSegment))
@@ -257,6 +269,17 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Sen
         if shared.diskFull.load(ordering: .relaxed) || events.isFull { return .refused(.diskFull) }
         if shared.waitingBytes.load(ordering: .relaxed) >= SpoolLimits.waitingBytes { return .refused(.overloaded) }
         return .open
+    }
+
+    // MARK: ReplicationReceiving
+
+    package func durable(_ segment: SegmentID, on member: EnsembleMember, upTo: Int64) {
+        acknowledger.withLock { $0 }?.report([.durable(segment, member, upTo: upTo)], at: time.now())
+    }
+
+    package func lost(_ segment: SegmentID, on member: EnsembleMember) {
+        acknowledger.withLock { $0 }?.report([.lost(segment, member)], at: time.now())
+        laneMailbox.deliver(CollectionOfOne(.leave))
     }
 
     // MARK: OutcomeRecording

@@ -65,8 +65,14 @@ package enum SpoolLimits {
     package static let recoveryBatch = 256
     /// Live bytes of a segment, in percent of what it holds, below which it is worth cleaning.
     package static let cleaningLivePercent = 25
-    /// Messages that one cleaning moves.
-    package static let cleaningMessages = 16_384
+    /// Messages that one cleaning moves: half of `waitingItems`, so that mail goes on meanwhile.
+    package static let cleaningMessages = 8_192
+    /// Cleanings of a segment that may come to nothing; then it is left alone until the next start.
+    package static let cleaningAttempts = 3
+    /// Between two cleanings while the spool is within its budget, and after one that came to nothing.
+    package static let cleaningPause = TimeSpan.seconds(60)
+    /// No segment is cleaned before this age, whatever the budget.
+    package static let cleaningAgeMin = TimeSpan.seconds(60)
     /// Largest envelope block of a chunk (bytes): one envelope of `Limits.envelopeBytes` with its moved progress.
     package static let envelopeBlockBytes = 2 * Limits.envelopeBytes
     /// Largest body block of a chunk (bytes).

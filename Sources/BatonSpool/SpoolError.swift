@@ -12,6 +12,8 @@ package struct SpoolError: Error, Sendable {
         case foreignDirectory
         /// The registry did not take a change, or its answer is unknown.
         case registryFailed
+        /// No other disk takes the copies that a segment has to have.
+        case noBackup
     }
 
     package let code: Code

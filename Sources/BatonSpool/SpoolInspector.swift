@@ -229,7 +229,8 @@ package struct SpoolInspector {
         var entry = SegmentLedger.Entry(name: SegmentName(id), sealed: true, bornAt: .epoch)
         var held: [UInt32] = []
         var void: [UInt32] = []
-        let scanner = SegmentScanner(disk: disk, file: file, id: id, size: segment.fileBytes, evidence: evidence)
+        let scanner = SegmentScanner(
+            disk: disk, file: file, id: id, size: min(segment.fileBytes, segment.sealedAt ?? .max), evidence: evidence)
         let scan = try scanner.scan { header, block in
             guard let records = ChunkRecords.read(block, of: header) else { return false }
             entry.pad(to: header.firstMessage)

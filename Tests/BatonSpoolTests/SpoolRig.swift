@@ -113,7 +113,8 @@ final class Rig: Sendable {
 
     init(
         on disk: any Disk, configuration: SpoolConfiguration = Rig.small, seed: UInt64 = 1,
-        time: SimulatedTime = SimulatedTime(), threading: Spool.Threading = .manual, path: String = "data"
+        time: SimulatedTime = SimulatedTime(), threading: Spool.Threading = .manual, path: String = "data",
+        replicator: (any ChunkReplicating)? = nil
     ) throws {
         self.disk = disk
         self.time = time
@@ -122,7 +123,7 @@ final class Rig: Sendable {
         let failures = Shared()
         spool = try Spool.open(
             directory: directory, configuration: configuration, events: events, time: time, logger: quietLogger,
-            threading: threading
+            threading: threading, replicator: replicator
         ) { failure in failures.list.withLock { $0.append(failure) } }
         self.shared = failures
         try spool.start(jobs: jobs, unreported: jobs)

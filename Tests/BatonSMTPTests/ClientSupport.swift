@@ -48,7 +48,17 @@ struct SessionRun {
         }
     }
 
-    mutating func peer(_ text: String) { send(.received(ByteBuffer(string: text))) }
+    /// What a peer says that answers a body when it has come: the text behind a 354 arrives apart.
+    mutating func peer(_ text: String) {
+        var rest = text[...]
+        while let go = rest.firstRange(of: "354 "), let end = rest[go.upperBound...].firstRange(of: "\r\n") {
+            atOnce(String(rest[..<end.upperBound]))
+            rest = rest[end.upperBound...]
+        }
+        if !rest.isEmpty { atOnce(String(rest)) }
+    }
+
+    mutating func atOnce(_ text: String) { send(.received(ByteBuffer(string: text))) }
 
     mutating func pass(_ span: TimeSpan) {
         now = now + span

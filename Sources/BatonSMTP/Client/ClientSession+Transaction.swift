@@ -45,6 +45,14 @@ extension ClientSession {
             actions.append(.finished(finished(Array(repeating: .again, count: count), reusable: phase == .ready, nil)))
             return
         }
+        guard inbound.readableBytes == 0 else {
+            // Half an unasked reply: nobody has been told anything yet.
+            phase = .closed
+            deadline = .distantFuture
+            actions.append(.close)
+            actions.append(.finished(finished(Array(repeating: .again, count: count), reusable: false, nil)))
+            return
+        }
         if let lack = ClientCommands.incapability(transaction, capabilities) {
             actions.append(
                 .finished(finished(Array(repeating: .incapable(lack), count: count), reusable: true, nil)))
@@ -98,6 +106,7 @@ extension ClientSession {
             phase = .mail
             wait(settings.timeouts.command, at: now)
             if current?.pipelined == false, let current {
+                if isOutOfStep(at: now, into: &actions) { return }
                 var buffer = ByteBufferAllocator().buffer(capacity: 128)
                 ClientCommands.writeMail(current.transaction, capabilities, isLMTP: settings.isLMTP, into: &buffer)
                 actions.append(.write(buffer))
@@ -170,6 +179,7 @@ extension ClientSession {
             phase = .rcpt(next)
             wait(settings.timeouts.command, at: now)
             if !current.pipelined {
+                if isOutOfStep(at: now, into: &actions) { return }
                 var buffer = ByteBufferAllocator().buffer(capacity: 128)
                 ClientCommands.writeRecipient(
                     current.transaction, next, capabilities, isLMTP: settings.isLMTP, into: &buffer)
@@ -186,6 +196,7 @@ extension ClientSession {
         } else if current.chunked {
             startBody(at: now, into: &actions)
         } else {
+            if isOutOfStep(at: now, into: &actions) { return }
             phase = .data
             wait(settings.timeouts.dataCommand, at: now)
             actions.append(.write(ByteBuffer(string: "DATA\r\n")))
@@ -200,6 +211,7 @@ extension ClientSession {
         case 3:
             if current.accepted > 0 { return startBody(at: now, into: &actions) }
             // All were refused and yet 354: a lone dot, its answer means nothing (RFC 2920 3.1).
+            if isOutOfStep(at: now, into: &actions) { return }
             actions.append(.write(Self.dot))
             phase = .dot(0)
             deadline = now + settings.timeouts.dot
@@ -217,6 +229,7 @@ extension ClientSession {
         if last { return receiveFinalReply(0, kind, code, stage: .bdat, at: now, into: &actions) }
         switch kind {
         case 2:
+            if isOutOfStep(at: now, into: &actions) { return }
             phase = .streaming
             sendFragment(at: now, into: &actions)
         case 4, 5:
@@ -294,6 +307,7 @@ extension ClientSession {
 
     private mutating func startBody(at now: Instant, into actions: inout ActionBuffer<ClientAction>) {
         guard let current else { return }
+        if isOutOfStep(at: now, into: &actions) { return }
         switch current.transaction.body {
         case .whole(let body):
             if current.chunked {

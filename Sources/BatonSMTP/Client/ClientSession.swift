@@ -8,7 +8,8 @@ import NIOCore
 /// With PIPELINING a transaction is MAIL, RCPT… and DATA in one write, then body and dot in another; without, step by step.
 /// Every exchange has a `deadline`. Whatever the peer does, a transaction that began ends in exactly one `.finished`, and a
 /// session that never got ready in exactly one `.refused`. Bounded by `ReplyParser`'s limits; a peer that breaks them, or
-/// answers what was not asked, is dropped.
+/// answers what was not asked, is dropped: nothing is written while something unread lies here, since that would be taken for
+/// its answer (`isOutOfStep`).
 package struct ClientSession: StateMachine {
     enum Phase: Equatable {
         case idle
@@ -103,6 +104,14 @@ package struct ClientSession: StateMachine {
 
     // MARK: Replies
 
+    /// Before anything is written that waits for an answer of its own: whether the peer has said more than it was asked. Then
+    /// the connection is lost here, above all before a body, whose 250 would be the reply to something else.
+    mutating func isOutOfStep(at now: Instant, into actions: inout ActionBuffer<ClientAction>) -> Bool {
+        guard inbound.readableBytes > 0 else { return false }
+        lose("peer answered what it was not asked", at: now, into: &actions)
+        return true
+    }
+
     private mutating func readReplies(at now: Instant, into actions: inout ActionBuffer<ClientAction>) {
         while phase != .closed {
             switch parser.next(from: &inbound) {
@@ -155,6 +164,7 @@ package struct ClientSession: StateMachine {
     private mutating func greet(
         _ verb: StaticString, _ next: Phase, at now: Instant, into actions: inout ActionBuffer<ClientAction>
     ) {
+        if isOutOfStep(at: now, into: &actions) { return }
         var line = ByteBufferAllocator().buffer(capacity: settings.hostname.count + 16)
         line.writeStaticString(verb)
         line.writeBytes(settings.hostname)

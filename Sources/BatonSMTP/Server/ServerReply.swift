@@ -47,6 +47,7 @@ extension ServerReply {
     package static let tooManyFromClient = ServerReply("421 4.7.0 Too many connections from your network")
     static let timedOut = ServerReply("421 4.4.2 Timeout exceeded")
     static let tooManyErrors = ServerReply("421 4.7.0 Too many errors")
+    static let tooManyCommands = ServerReply("421 4.7.0 Too many commands without a message")
     static let tooManyMessages = ServerReply("421 4.7.0 Too many messages in one connection, connect again")
     static let beforeGreeting = ServerReply("554 5.5.1 You sent before the greeting")
     static let unsynchronised = ServerReply("554 5.5.0 Commands pipelined where they may not be (RFC 2920)")

@@ -74,7 +74,21 @@ extension ServerSession {
         }
     }
 
+    /// Whether a connection that sends nothing else only holds its place.
+    private func isIdle(_ command: Command) -> Bool {
+        switch command {
+        case .ehlo, .helo, .rset, .noop, .vrfy, .help: true
+        case .bdat(let size, let last): !last && size < ServerSettings.bytesPerSecondMin
+        // What is answered by a 5xx counts as an error.
+        case .mail, .rcpt, .data, .quit, .expn, .starttls, .auth, .unimplemented, .http, .unknown, .malformed: false
+        }
+    }
+
     private mutating func perform(_ command: Command, at now: Instant, _ output: inout ServerOutput) {
+        if isIdle(command) {
+            idleCommands += 1
+            if idleCommands > ServerSettings.idleCommandsMax { return end(.tooManyCommands, &output) }
+        }
         switch command {
         case .mail(let sender, let parameters): mail(sender, parameters, at: now, &output)
         case .rcpt(let recipient, let parameters): rcpt(recipient, parameters, at: now, &output)
@@ -172,14 +186,17 @@ extension ServerSession {
             }
             guard client.mayRelay else { return refuse(recipient, .relayDenied, at: now, &output) }
         }
+        // A stranger may write to the postmaster, and his sender address may be anybody's: no reports go there.
+        let wanted = EnvelopeRecipient(
+            address: recipient ?? settings.postmaster, notify: client.mayRelay ? parameters.notify : .never,
+            originalRecipient: parameters.originalRecipient)
         guard draft.recipients.count < min(settings.limits.recipients, Limits.recipientsPerEnvelope) else {
+            if draft.holds(wanted) { return answer(.recipientOk, &output) }
             draft.refused += 1
             return answer(.tooManyRecipients, &output)
         }
-        draft.recipients.append(
-            EnvelopeRecipient(
-                address: recipient ?? settings.postmaster, notify: parameters.notify,
-                originalRecipient: parameters.originalRecipient))
+        // Said twice, delivered once, as other relays have it.
+        _ = draft.add(wanted)
         answer(.recipientOk, &output)
     }
 

@@ -94,6 +94,28 @@ package struct ServerSession: Sendable {
         var recipients: [EnvelopeRecipient] = []
         /// RCPT commands that were refused.
         var refused = 0
+        /// Hashes of the recipients, once there are too many to look at each.
+        private var hashes: Set<Int> = []
+        private static let searchedMax = 8
+
+        /// Adds the recipient; false if the same address with the same DSN parameters is there already.
+        mutating func add(_ recipient: EnvelopeRecipient) -> Bool {
+            if recipients.count < Self.searchedMax {
+                guard !recipients.contains(recipient) else { return false }
+            } else {
+                if hashes.isEmpty { for known in recipients { hashes.insert(known.hashValue) } }
+                guard hashes.insert(recipient.hashValue).inserted || !recipients.contains(recipient) else {
+                    return false
+                }
+            }
+            recipients.append(recipient)
+            return true
+        }
+
+        /// Whether `add` would say no.
+        func holds(_ recipient: EnvelopeRecipient) -> Bool {
+            (hashes.isEmpty || hashes.contains(recipient.hashValue)) && recipients.contains(recipient)
+        }
     }
 
     package internal(set) var state = State.awaitingGreeting
@@ -112,12 +134,15 @@ package struct ServerSession: Sendable {
     var errors = 0
     var messages = 0
     var commands = 0
+    /// Commands since the last accepted message that bring none nearer.
+    var idleCommands = 0
     /// Octets of the unfinished command line that are known to hold no line end.
     var searchedTo = 0
     var skipsLine = false
     /// `shutdown` was called: no new transaction, no further command.
     var isStopping = false
-    var closesAfterVerdict = false
+    /// The client has ended its side: what it sent before is still answered.
+    package internal(set) var hasInputEnded = false
 
     var id = MessageID(high: 0, low: 0)
     var framing = DataFraming(.dotted, normalizesBareLF: false)
@@ -183,9 +208,11 @@ package struct ServerSession: Sendable {
                 goesOn = false
             }
         }
+        if hasInputEnded, state != .awaitingVerdict { close(&output, lingering: false) }
     }
 
-    /// The spool's answer to `ServerAction.submit`. 250 is written here and nowhere else, and only for `.durable`.
+    /// The spool's answer to `ServerAction.submit`. 250 is written here and nowhere else, and only for `.durable`. The shell
+    /// calls `receive` next, for what waited meanwhile.
     package mutating func submissionFinished(
         _ outcome: SubmissionOutcome, at now: Instant, into output: inout ServerOutput
     ) {
@@ -196,6 +223,7 @@ package struct ServerSession: Sendable {
         case .durable:
             messages += 1
             errors = 0
+            idleCommands = 0
             output.replies.writeStaticString("250 2.0.0 Ok: queued as ")
             id.forEachCharacter { output.replies.writeInteger($0) }
             output.replies.writeStaticString("\r\n")
@@ -209,12 +237,7 @@ package struct ServerSession: Sendable {
             }
         }
         draft = Draft()
-        guard state != .closed else { return }
-        if isStopping {
-            end(.shuttingDown, &output)
-        } else if closesAfterVerdict {
-            close(&output, lingering: false)
-        }
+        if isStopping, state != .closed { end(.shuttingDown, &output) }
     }
 
     /// Reading had to stop for our own reasons for so long: the client's clocks stand still meanwhile.
@@ -268,13 +291,11 @@ package struct ServerSession: Sendable {
         if state != .closed { end(.shuttingDown, &output) }
     }
 
-    /// The client has sent its last octet (end of file). What waits for its verdict still gets it.
+    /// The client has sent its last octet (end of file). What waits for its verdict still gets it, and so do whole commands
+    /// behind it.
     package mutating func inputEnded(into output: inout ServerOutput) {
-        if state == .awaitingVerdict {
-            closesAfterVerdict = true
-        } else {
-            close(&output, lingering: false)
-        }
+        hasInputEnded = true
+        if state != .awaitingVerdict { close(&output, lingering: false) }
     }
 
     /// The connection is gone. A message that is with the spool stays there.

@@ -37,6 +37,9 @@ package final class ServerSettings: Sendable {
     /// Least octets per second over the whole of DATA or BDAT, once `rateGrace` is over.
     package static let bytesPerSecondMin = 1024
     package static let rateGrace = TimeSpan.minutes(1)
+    /// EHLO, HELO, RSET, NOOP, VRFY, HELP and BDATs of less than `bytesPerSecondMin` octets since the last accepted message;
+    /// the next one is 421, so that a connection that only holds its place comes to an end.
+    package static let idleCommandsMax = 1000
     /// A refused message is read to its end up to this many times the size limit (and 1 MiB); then the connection closes.
     package static let drainFactor = 4
 

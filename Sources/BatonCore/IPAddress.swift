@@ -59,7 +59,7 @@ package struct IPAddress: Hashable, Sendable {
         "fec0::/10", "ff00::/8",
     ].compactMap { AddressBlock($0) }
 
-    /// The network that fairness and per-client limits count: /32 of IPv4, /64 of IPv6.
+    /// The network that per-client limits count: /32 of IPv4, /64 of IPv6.
     package var clientNetwork: [UInt8] { isIPv4 ? octets : Array(octets.prefix(8)) }
 }
 

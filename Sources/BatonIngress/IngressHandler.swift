@@ -18,6 +18,8 @@ final class IngressHandler: ChannelInboundHandler {
     static let linger = TimeSpan.seconds(2)
     /// The timer looks at least this often, so that deadlines that come closer need no new timer.
     static let timerSpan = TimeSpan.seconds(30)
+    /// How soon it looks again for a client that has spoken before the greeting and was not read yet.
+    static let earlySpan = TimeSpan.milliseconds(1)
 
     private let home: IngressLoop
     private let origin: MessageBuilder.Origin
@@ -52,7 +54,7 @@ final class IngressHandler: ChannelInboundHandler {
         self.network = network
         self.refusal = refusal
         self.origin = MessageBuilder.Origin(
-            settings: settings, address: address, addressText: text, senderClass: StableHash.of(network),
+            settings: settings, address: address, addressText: text, senderClass: SenderClass(client: address),
             sessionID: sessionID)
         self.session = ServerSession(
             settings: settings,
@@ -152,7 +154,11 @@ final class IngressHandler: ChannelInboundHandler {
     // MARK: Session
 
     private func receive() {
-        if session.state == .ready || session.state == .unidentified { session.gate = home.gate }
+        // Whatever comes first, a MAIL may stand behind it; only octets of a body cannot be followed by one that is let in.
+        switch session.state {
+        case .unidentified, .ready, .transaction, .betweenChunks: session.gate = home.gate
+        case .awaitingGreeting, .data, .chunk, .awaitingVerdict, .closed: break
+        }
         session.receive(&input, at: home.time.now(), into: &output)
         perform()
     }
@@ -161,7 +167,7 @@ final class IngressHandler: ChannelInboundHandler {
         submitted = 0
         session.submissionFinished(outcome, at: home.time.now(), into: &output)
         perform()
-        if input.readableBytes > 0, !isClosed, lingersUntil == nil {
+        if input.readableBytes > 0 || session.hasInputEnded, !isClosed, lingersUntil == nil {
             receive()
             if input.readableBytes == 0 { input = ByteBuffer() }
         }
@@ -313,11 +319,14 @@ final class IngressHandler: ChannelInboundHandler {
         guard let context, !isClosed || lingersUntil != nil else { return }
         let wanted = lingersUntil ?? session.deadline
         guard wanted < timerAt, wanted != .distantFuture else { return }
-        timer?.cancel()
         let now = home.time.now()
-        let at = min(wanted, now + Self.timerSpan)
-        timerAt = at
-        let delay = TimeAmount.nanoseconds(max(0, (at - now).nanoseconds))
+        schedule(at: min(wanted, now + Self.timerSpan), now, context)
+    }
+
+    private func schedule(at instant: Instant, _ now: Instant, _ context: ChannelHandlerContext) {
+        timer?.cancel()
+        timerAt = instant
+        let delay = TimeAmount.nanoseconds(max(0, (instant - now).nanoseconds))
         timer = context.eventLoop.assumeIsolated().scheduleTask(in: delay) { self.timerRan() }
     }
 
@@ -327,6 +336,9 @@ final class IngressHandler: ChannelInboundHandler {
         let now = home.time.now()
         if let lingersUntil {
             if now >= lingersUntil { return cut() }
+        } else if session.state == .awaitingGreeting, let context, context.hasUnreadInput {
+            // An early talker; the read that is under way will say so.
+            return schedule(at: now + Self.earlySpan, now, context)
         } else if pausedSince == nil {
             session.deadlineReached(at: now, into: &output)
             perform()
@@ -340,10 +352,7 @@ final class IngressHandler: ChannelInboundHandler {
     private func armAgain(_ now: Instant) {
         guard timer == nil else { return }
         if pausedSince != nil, let context, !isClosed {
-            timerAt = now + Self.timerSpan
-            timer = context.eventLoop.assumeIsolated().scheduleTask(
-                in: .nanoseconds(Self.timerSpan.nanoseconds)
-            ) { self.timerRan() }
+            schedule(at: now + Self.timerSpan, now, context)
         } else {
             armTimer()
         }

@@ -13,7 +13,7 @@ struct MessageBuilder {
         let settings: ServerSettings
         let address: IPAddress?
         let addressText: [UInt8]
-        let senderClass: UInt64
+        let senderClass: SenderClass
         let sessionID: UInt64
     }
 
@@ -109,7 +109,8 @@ struct MessageBuilder {
         let makesID = origin.settings.service == .submission && !message.header.hasMessageID
         return Envelope(
             id: message.id, arrival: message.startedAt, sender: message.sender, envid: message.parameters.envid,
-            returnContent: message.parameters.returnContent, flags: flags, senderClass: origin.senderClass,
+            returnContent: message.parameters.returnContent, flags: flags,
+            senderClass: origin.senderClass.value(for: message.sender),
             client: origin.addressText, sessionID: origin.sessionID,
             messageIDField: makesID
                 ? MessageIDField.value(message.id, hostname: origin.settings.hostname) : message.header.messageID,

@@ -104,13 +104,15 @@ final class EmbeddedIngress {
 
     /// A connected session whose greeting has been read.
     func connect(
-        _ session: UInt64, from address: String = "127.0.0.1", service: ListenerService = .relay
+        _ session: UInt64, from address: String = "127.0.0.1", service: ListenerService = .relay,
+        relayFrom: [String]? = nil
     ) throws -> EmbeddedSession {
         let client = IPAddress(address)
         _ = admission.admit(client?.clientNetwork ?? [])
         let handler = IngressHandler(
             home: home, settings: configuration.settings(for: ListenerConfiguration(service: service)),
-            policy: RelayPolicy(relayFrom: nil), address: client, sessionID: session, refusal: nil)
+            policy: RelayPolicy(relayFrom: relayFrom?.compactMap { AddressBlock($0) }), address: client,
+            sessionID: session, refusal: nil)
         let reads = ReadCounter()
         let channel = EmbeddedChannel(loop: loop)
         try channel.pipeline.syncOperations.addHandlers([reads, handler])

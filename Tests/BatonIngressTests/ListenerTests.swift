@@ -3,6 +3,8 @@ import BatonCore
 import BatonModel
 import BatonRuntime
 import BatonSMTP
+import Dispatch
+import Glibc
 import Logging
 import NIOCore
 import NIOPosix
@@ -13,9 +15,9 @@ import Testing
 /// A running ingress on a free port. `body` runs with its port.
 private func withIngress(
     limits: IngressLimits = IngressLimits(), greetingDelay: TimeSpan = .milliseconds(1), answersAtOnce: Bool = true,
+    group: MultiThreadedEventLoopGroup = MultiThreadedEventLoopGroup(numberOfThreads: 1),
     _ body: @Sendable (Ingress, FakeSpool, Int) async throws -> Void
 ) async throws {
-    let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
     let spool = FakeSpool(answersAtOnce: answersAtOnce)
     var configuration = IngressConfiguration(hostname: "relay.test", listeners: [ListenerConfiguration(port: 0)])
     configuration.limits = limits
@@ -51,6 +53,30 @@ private func withIngress(
             try await offPool {
                 let client = try BlockingClient(port: port)
                 client.send("EHLO early.test\r\n")
+                #expect(client.receive().hasPrefix("554"))
+                #expect(client.isClosedByServer())
+            }
+        }
+    }
+
+    /// The greeting's time comes while the loop is busy and the client's octets lie unread: it is not greeted all the same.
+    @Test func clientThatSpeaksBeforeTheGreetingOfABusyLoop() async throws {
+        let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+        try await withIngress(greetingDelay: .milliseconds(300), group: group) { ingress, _, port in
+            try await offPool {
+                let client = try BlockingClient(port: port)
+                for _ in 0..<5_000 where ingress.connections == 0 { usleep(1_000) }
+                let blocked = DispatchSemaphore(value: 0)
+                let over = DispatchSemaphore(value: 0)
+                group.next().execute {
+                    blocked.signal()
+                    over.wait()
+                    // Past the greeting's time, whenever the connection came.
+                    usleep(320_000)
+                }
+                blocked.wait()
+                client.send("EHLO early.test\r\n")
+                over.signal()
                 #expect(client.receive().hasPrefix("554"))
                 #expect(client.isClosedByServer())
             }

@@ -147,9 +147,7 @@ struct SettlerState: StateMachine {
                         report: nil)
                 }
                 if delayNotice, ReportPolicy.wantsDelay(envelope, index) {
-                    var notice = item(.delayNoticeSent)
-                    notice.until = until
-                    delays.append(notice)
+                    delays.append(item(.delayNoticeSent))
                 }
             case .inDoubt(let until):
                 complete(

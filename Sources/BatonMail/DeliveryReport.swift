@@ -13,16 +13,19 @@ package struct ReportConfiguration: Sendable {
     package let octetsMax: Int
     /// Octets of returned header section at most.
     package let returnedHeaderOctetsMax: Int
+    /// `queue.expire_after`: until when delayed mail is tried. Nil leaves Will-Retry-Until out.
+    package let expireAfter: TimeSpan?
 
     package init(
         hostname: [UInt8], postmaster: [UInt8] = [], octetsMax: Int = Limits.fragmentThreshold,
-        returnedHeaderOctetsMax: Int = 64 * 1024
+        returnedHeaderOctetsMax: Int = 64 * 1024, expireAfter: TimeSpan? = nil
     ) {
         self.hostname = hostname
         self.postmaster = postmaster
         // A report is submitted whole, and the floor leaves room for one recipient at his longest.
         self.octetsMax = min(max(octetsMax, 16 * 1024), Limits.fragmentThreshold)
         self.returnedHeaderOctetsMax = max(0, returnedHeaderOctetsMax)
+        self.expireAfter = expireAfter
     }
 }
 
@@ -61,7 +64,7 @@ package struct DeliveryReport: Sendable {
         package let reply: SMTPReply
         package let remote: PeerName?
         package let lastAttempt: Instant?
-        /// Only for `delayed`.
+        /// Only for `delayed`: when it is given up (RFC 3464 2.3.9), not when it is tried next.
         package let willRetryUntil: Instant?
 
         package init(
@@ -136,7 +139,8 @@ package struct DeliveryReport: Sendable {
         let boundary = ReportBoundary.make(id: id, avoiding: [human, status, third.content])
         var out = ByteBuffer()
         out.reserveCapacity(human.readableBytes + status.readableBytes + third.content.readableBytes + 2048)
-        writeHeader(into: &out, configuration, boundary: boundary, utf8: utf8)
+        writeHeader(
+            into: &out, configuration, boundary: boundary, utf8: utf8, isEightBit: utf8 || third.isEightBit)
         writePart(
             human, type: utf8 ? "text/plain; charset=utf-8" : "text/plain; charset=us-ascii",
             encoding: utf8 ? "8bit" : "7bit", description: "Notification", boundary, into: &out)
@@ -171,7 +175,8 @@ package struct DeliveryReport: Sendable {
     }
 
     private func writeHeader(
-        into out: inout ByteBuffer, _ configuration: ReportConfiguration, boundary: [UInt8], utf8: Bool
+        into out: inout ByteBuffer, _ configuration: ReportConfiguration, boundary: [UInt8], utf8: Bool,
+        isEightBit: Bool
     ) {
         DateField.write(at, into: &out)
         out.writeStaticString("From: Mail Delivery System <MAILER-DAEMON@")
@@ -207,7 +212,7 @@ package struct DeliveryReport: Sendable {
         out.writeStaticString(";\r\n\tboundary=\"")
         out.writeBytes(boundary)
         out.writeStaticString("\"\r\n")
-        if utf8 { out.writeStaticString("Content-Transfer-Encoding: 8bit\r\n") }
+        if isEightBit { out.writeStaticString("Content-Transfer-Encoding: 8bit\r\n") }
         out.writeStaticString("\r\nThis is a MIME-encapsulated message.\r\n")
     }
 }

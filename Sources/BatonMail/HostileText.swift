@@ -71,11 +71,14 @@ package enum HostileText {
     }
 
     /// An internationalised address in ASCII: `\x{E9}` for each character above 127 (utf-8-addr-xtext without its `+`, RFC
-    /// 6533 3), controls and ill-formed UTF-8 as `?`. Up to 3.5 times as long as its input.
+    /// 6533 3), controls and ill-formed UTF-8 as `?`; beside such characters a backslash of the address is `\x{5C}`. Up to six
+    /// times as long as its input.
     package static func escapedAddress(_ bytes: some Collection<UInt8>) -> [UInt8] {
         var out: [UInt8] = []
+        let isInternational = bytes.contains { $0 >= 0x80 }
         for scalar in String(decoding: bytes, as: UTF8.self).unicodeScalars {
             switch scalar.value {
+            case 0x5c where isInternational: out.append(contentsOf: Array("\\x{5C}".utf8))
             case 0x20...0x7e: out.append(UInt8(scalar.value))
             case 0x80..<0xfffd, 0xfffe...:
                 out.append(contentsOf: Array("\\x{\(String(scalar.value, radix: 16, uppercase: true))}".utf8))

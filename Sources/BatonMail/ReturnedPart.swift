@@ -13,6 +13,9 @@ struct ReturnedPart {
 
     private static let none = ReturnedPart(type: nil, encoding: "7bit", description: "", content: ByteBuffer())
 
+    /// Whether it holds octets above 127, so that the report around it has to say so too (RFC 2045 6.4).
+    var isEightBit: Bool { encoding.withUTF8Buffer { $0.elementsEqual("8bit".utf8) } }
+
     /// At most `room` octets of content. A full message that does not fit becomes its header section.
     static func make(
         _ returned: DeliveryReport.Returned, traits: BodyTraits, utf8: Bool, room: Int, headerMax: Int

@@ -109,7 +109,8 @@ extension NodeConfiguration {
     }
 
     var reportSettings: ReportConfiguration {
-        ReportConfiguration(hostname: Array(node.hostname.utf8), postmaster: postmaster?.bytes ?? [])
+        ReportConfiguration(
+            hostname: Array(node.hostname.utf8), postmaster: postmaster?.bytes ?? [], expireAfter: queue.expireAfter)
     }
 
     var eventSettings: EventSettings {

@@ -7,7 +7,8 @@ import Testing
 
 @testable import BatonDelivery
 
-let settlerHost = ReportConfiguration(hostname: Array("relay1.example.net".utf8))
+let settlerHost = ReportConfiguration(
+    hostname: Array("relay1.example.net".utf8), expireAfter: .days(5))
 let settlerStart = Instant(secondsSinceEpoch: 1_767_225_600)
 
 func settlerBody(_ text: String = "From: a@example.org\r\nSubject: Hello\r\n\r\nBody text\r\n") -> StoredBody {

@@ -166,6 +166,8 @@ func reportToNobodyWhoAskedForOne(envelope: Envelope) {
     #expect(run.released.isEmpty)
     #expect(report.envelope.subjects.map(\.kind) == [.delay])
     #expect(String(buffer: report.body).contains("Action: delayed\r\nStatus: 4.1.1\r\n"))
+    // Until it is given up, five days after it came; not until the next try in two hours.
+    #expect(String(buffer: report.body).contains("\r\nWill-Retry-Until: Mon, 05 Jan 2026 23:00:00 +0000\r\n"))
     // Nobody who did not want it gets one.
     for notify in [NotifyFlags.never, .failure] {
         var other = SettlerRun()

@@ -97,9 +97,45 @@ private let reader = """
 
 /// Reads many messages by one run of python3.
 func readByPython(_ messages: [ByteBuffer]) throws -> [ReadReport] {
+    try JSONDecoder().decode([ReadReport].self, from: runPython(reader, messages))
+}
+
+/// Whom Mailman's bounce detectors find failed for good, and for now, in each message; nil where they are not installed.
+func failuresByFlufl(_ messages: [ByteBuffer]) throws -> [Failures]? {
+    let found = try runPython(detectors, messages)
+    return found.isEmpty ? nil : try JSONDecoder().decode([Failures].self, from: found)
+}
+
+struct Failures: Decodable, Equatable {
+    let permanent: [String]
+    let temporary: [String]
+}
+
+private let detectors = """
+    import sys, json, base64, email
+    try: import flufl.bounce
+    except ImportError: sys.exit()
+    out = []
+    for line in sys.stdin:
+        temporary, permanent = flufl.bounce.all_failures(email.message_from_bytes(base64.b64decode(line)))
+        out.append({"permanent": sorted(a.decode() for a in permanent), "temporary": sorted(a.decode() for a in temporary)})
+    print(json.dumps(out))
+    """
+
+/// Whether there is a python3 at all; what it reads is not tested without it.
+let hasPython: Bool = {
     let process = Process()
     process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = ["python3", "-c", reader]
+    process.arguments = ["python3", "-c", ""]
+    guard (try? process.run()) != nil else { return false }
+    process.waitUntilExit()
+    return process.terminationStatus == 0
+}()
+
+private func runPython(_ program: String, _ messages: [ByteBuffer]) throws -> Data {
+    let process = Process()
+    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+    process.arguments = ["python3", "-c", program]
     let input = Pipe()
     let output = Pipe()
     process.standardInput = input
@@ -113,5 +149,5 @@ func readByPython(_ messages: [ByteBuffer]) throws -> [ReadReport] {
     writer.start()
     let data = output.fileHandleForReading.readDataToEndOfFile()
     process.waitUntilExit()
-    return try JSONDecoder().decode([ReadReport].self, from: data)
+    return data
 }

@@ -38,8 +38,6 @@ struct PendingRecipient: Sendable {
     /// Attempts made, the one that is settled included.
     let attempts: UInt16
     let reply: SMTPReply
-    /// Only for a delay notice: when it is tried next.
-    var until: Instant?
     /// An operator's bounce reports only when asked to.
     var mayReport = true
 }
@@ -88,7 +86,7 @@ enum ReportPlan {
             return DeliveryReport.Recipient(
                 recipient: envelope.recipients[index], action: action(kind, origin), status: status(kind, item),
                 reply: item.reply, remote: origin.peer, lastAttempt: item.attempts > 0 ? attemptAt : nil,
-                willRetryUntil: kind == .delay ? item.until : nil)
+                willRetryUntil: kind == .delay ? configuration.expireAfter.map { envelope.arrival + $0 } : nil)
         }
         let report = DeliveryReport(
             id: id, kind: kind, at: now, original: envelope, recipients: told, returned: returned)

@@ -1,7 +1,7 @@
 // Joins what the sender was promised with what the sink got: lost, duplicated, altered, and how long it took.
 import Histogram
 
-/// The verdict on a run. Memory: 40 octets per message and recipient sent.
+/// The verdict on a run. Memory: 48 octets per message and recipient sent, 8 per repetition.
 struct Reconciler {
     /// One message and recipient that the sender has a record of.
     private struct Entry {
@@ -10,6 +10,8 @@ struct Reconciler {
         let checksum: UInt32
         let length: UInt32
         let kind: HistoryKind
+        /// When the sink answered the first copy.
+        var first: Int64 = 0
         var received: UInt16 = 0
         /// Deliveries that the sink took without saying 2xx: a relay that sends again is right to.
         var unanswered: UInt16 = 0
@@ -34,6 +36,8 @@ struct Reconciler {
     private(set) var latency = Histogram<UInt32>(
         highestTrackableValue: 3_600_000_000, numberOfSignificantValueDigits: .three)
     private(set) var examples: [Example] = []
+    /// For each repetition, when the sink answered the first copy: what went wrong went wrong just then.
+    private(set) var repeated: [Int64] = []
     private var firstBegun = Int64.max
     private var lastReceived: Int64 = 0
     private var lastAccepted: Int64 = 0
@@ -90,8 +94,10 @@ struct Reconciler {
             entries[slot].received &+= 1
             check(record, slot)
             if entries[slot].received == 1 {
+                entries[slot].first = record.finished
                 latency.record(UInt64(max(1, (record.finished - entries[slot].begun) / 1000)))
             } else {
+                repeated.append(entries[slot].first)
                 example(
                     "again: message \(record.index) recipient \(record.recipient) queue id \(Self.text(record.queueID))"
                 )
@@ -219,5 +225,44 @@ struct Verdict: Sendable {
         lines += lostExamples
         lines += examples
         return lines.joined(separator: "\n")
+    }
+}
+
+/// Whether the kills of a run account for its repetitions: a copy is sent again where the relay died between the receiver's
+/// answer and its own record of it, so that the first copy was answered shortly before a kill (or while it was under way).
+struct KillAccount: Sendable {
+    /// Longest time between a receiver's answer and the record of it that a kill may cut (nanoseconds).
+    static let window: Int64 = 1_000_000_000
+    /// Repetitions whose first copy was answered in the window before a kill, and the others.
+    private(set) var explained = 0
+    private(set) var unexplained = 0
+    /// Most repetitions of one kill, and the kills that caused any.
+    private(set) var mostOfAKill = 0
+    private(set) var killsWithRepetitions = 0
+    /// Longest time from an answer to the kill that cut its record (nanoseconds).
+    private(set) var longest: Int64 = 0
+
+    /// Times of CLOCK_MONOTONIC; `kills` ascending. The sink's answer may be noted up to 50 ms after the kill.
+    init(repeated: [Int64], kills: [Int64]) {
+        var counts: [Int64: Int] = [:]
+        for first in repeated {
+            guard let kill = kills.first(where: { $0 >= first - 50_000_000 }), kill - first <= Self.window else {
+                unexplained += 1
+                continue
+            }
+            explained += 1
+            counts[kill, default: 0] += 1
+            longest = max(longest, kill - first)
+        }
+        mostOfAKill = counts.values.max() ?? 0
+        killsWithRepetitions = counts.count
+    }
+
+    var json: JSONValue {
+        .object([
+            ("explained", .integer(explained)), ("unexplained", .integer(unexplained)),
+            ("kills_with_duplicates", .integer(killsWithRepetitions)), ("most_of_one_kill", .integer(mostOfAKill)),
+            ("longest_ms_from_answer_to_kill", .number(Double(longest) / 1e6)),
+        ])
     }
 }

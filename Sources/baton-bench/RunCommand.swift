@@ -79,6 +79,7 @@ struct ScenarioResult {
     let verdict: Verdict
     let failures: [String]
     let kills: Int
+    let account: KillAccount
     let relayCPU: Double
     let send: String
     let sink: String
@@ -91,6 +92,7 @@ struct ScenarioResult {
         return .object([
             ("scenario", .string(name)), ("ok", .boolean(failures.isEmpty)),
             ("failures", .array(failures.map { .string($0) })), ("verdict", verdict.json), ("kills", .integer(kills)),
+            ("duplicates", account.json),
             ("relay_cpu_seconds", .number(relayCPU)), ("relay_cpu_microseconds_per_message", .number(perMessage)),
             ("send", .string(send)), ("sink", .string(sink)), ("kernel", .string(kernel)),
             ("cpus", .integer(Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))),
@@ -99,7 +101,9 @@ struct ScenarioResult {
 
     var text: String {
         var lines = ["\(name): \(failures.isEmpty ? "ok" : "FAILED")", verdict.text]
-        if kills > 0 { lines.append("kills \(kills)") }
+        if kills > 0 {
+            lines.append("kills \(kills), duplicates " + account.json.text)
+        }
         if relayCPU > 0, verdict.delivered > 0 {
             lines.append("relay CPU \(Int(relayCPU * 1e6 / Double(verdict.delivered))) us a message")
         }
@@ -161,7 +165,7 @@ struct ScenarioRunner {
         defer { sink.stop(grace: 5_000_000_000) }
         try waitForGreeting(sinkPort, 10_000_000_000, "the sink")
         var cpu = 0.0
-        var kills = 0
+        var kills: [Int64] = []
         let command = plan.command.map(filled)
         var relay: Relay? =
             command.isEmpty ? nil : Relay(process: try ChildProcess(command, log: "\(folder)/relay.log"))
@@ -179,8 +183,8 @@ struct ScenarioRunner {
                 stop(&relay, &cpu)
                 throw BenchError("interrupted")
             }
-            if let due = nextKill, baton_clock_monotonic() >= due, let wanted = plan.kill, kills < wanted.times {
-                kills += 1
+            if let due = nextKill, baton_clock_monotonic() >= due, let wanted = plan.kill, kills.count < wanted.times {
+                kills.append(baton_clock_monotonic())
                 if wanted.gently { relay?.process.stop(grace: 30_000_000_000) } else { relay?.process.kill9() }
                 cpu += relay?.process.cpuSeconds ?? 0
                 relay = Relay(process: try ChildProcess(command, log: "\(folder)/relay.log"))
@@ -205,12 +209,14 @@ struct ScenarioRunner {
         sink.stop(grace: 5_000_000_000)
         try sinkHistory.forEachNew { reconciler.got($0) }
         let verdict = reconciler.verdict()
-        var failures = Self.failures(verdict, plan.expect)
+        let account = KillAccount(repeated: reconciler.repeated, kills: kills)
+        var failures = Self.failures(verdict, plan.expect, account)
         if let code = sender.exitCode, code != 0 {
             failures.append("the generator ended with \(code): see \(folder)/send.log")
         }
         return ScenarioResult(
-            name: plan.name, verdict: verdict, failures: failures, kills: kills, relayCPU: cpu,
+            name: plan.name, verdict: verdict, failures: failures, kills: kills.count,
+            account: account, relayCPU: cpu,
             send: (try? readFile("\(folder)/send.json")) ?? "", sink: (try? readFile("\(folder)/sink.json")) ?? "")
     }
 
@@ -240,7 +246,10 @@ struct ScenarioRunner {
     }
 
     /// Which bounds do not hold.
-    static func failures(_ verdict: Verdict, _ expect: [String: Double]) -> [String] {
+    static func failures(
+        _ verdict: Verdict, _ expect: [String: Double],
+        _ account: KillAccount = KillAccount(repeated: [], kills: [])
+    ) -> [String] {
         var p99 = 0.0
         if case .object(let pairs) = verdict.latency,
             case .number(let value)? = pairs.first(where: { $0.0 == "p99" })?.1
@@ -253,6 +262,7 @@ struct ScenarioRunner {
                 case "lost": (Double(verdict.lost), false)
                 case "altered": (Double(verdict.altered), false)
                 case "duplicated": (Double(verdict.duplicated), false)
+                case "unexplained": (Double(account.unexplained), false)
                 case "bounced": (Double(verdict.bounced), false)
                 case "refused": (Double(verdict.refused), false)
                 case "unexpected": (Double(verdict.unexpected), false)

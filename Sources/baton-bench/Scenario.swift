@@ -31,7 +31,8 @@ struct Scenario {
     static let keys: Set<String> = ["name", "about", "relay", "sink", "send", "settle", "expect"]
     static let relayKeys: Set<String> = ["command", "config", "ready", "kill"]
     static let expectKeys: Set<String> = [
-        "lost", "altered", "duplicated", "bounced", "refused", "unexpected", "delivered_and_bounced", "min_rate",
+        "lost", "altered", "duplicated", "unexplained", "bounced", "refused", "unexpected", "delivered_and_bounced",
+        "min_rate",
         "max_p99_ms", "min_delivered",
     ]
 

@@ -40,6 +40,25 @@ private func verdict(sent: [HistoryRecord], got: [HistoryRecord]) -> Verdict {
         #expect(result.lost == 1 && result.duplicated == 1)
     }
 
+    @Test func duplicateBlamedOnAKillThatDidNotCauseIt() {
+        var reconciler = Reconciler(run: 1)
+        for index in 0..<3 { reconciler.sent(record(.accepted, UInt64(index))) }
+        reconciler.sealSent()
+        let second: Int64 = 1_000_000_000
+        // Answered at 10 s (a kill follows 5 ms later), at 20 s (none does), at 30 s (the kill was 2 ms before).
+        for (index, at) in [10 * second, 20 * second, 30 * second].enumerated() {
+            reconciler.got(record(.received, UInt64(index), at: at - 5_000_000))
+            reconciler.got(record(.received, UInt64(index), at: at + 7 * second))
+        }
+        #expect(reconciler.repeated == [10 * second, 20 * second, 30 * second])
+        let kills = [10 * second + 5_000_000, 22 * second, 30 * second - 2_000_000]
+        let account = KillAccount(repeated: reconciler.repeated, kills: kills)
+        #expect(account.explained == 2 && account.unexplained == 1 && account.mostOfAKill == 1)
+        #expect(account.killsWithRepetitions == 2 && account.longest == 5_000_000)
+        #expect(!ScenarioRunner.failures(reconciler.verdict(), ["unexplained": 0], account).isEmpty)
+        #expect(ScenarioRunner.failures(reconciler.verdict(), ["unexplained": 1], account).isEmpty)
+    }
+
     @Test func alterationNotNoticed() {
         let result = verdict(sent: [record(.accepted, 1)], got: [record(.received, 1, checksum: 8)])
         #expect(result.altered == 1 && result.lost == 0)

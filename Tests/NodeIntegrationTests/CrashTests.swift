@@ -28,7 +28,7 @@ import Testing
 
     @Test func killsUnderLoadLoseMail() throws {
         let folder = try TestFolder()
-        let file = try folder.write("kill.yaml", scenario(kills: 8, signal: "KILL", duplicated: ""))
+        let file = try folder.write("kill.yaml", scenario(kills: 8, signal: "KILL", duplicated: ", unexplained: 0"))
         let run = try Program.run(
             [Places.bench, "run", file, "--dir", folder.make("run"), "--bin", Places.folder], in: folder, seconds: 240)
         #expect(run.code == 0, "\(run.output)")

@@ -5,14 +5,14 @@ import NIOCore
 
 /// Decides per body whether to compress (`spool.compression`). Pure.
 ///
-/// `auto` tries one in 16 bodies of at least `SpoolLimits.compressionFloor` and uses LZ4 for all of them while the tried
+/// `auto` tries the first and one in 16 bodies of at least `SpoolLimits.compressionFloor` and uses LZ4 for all of them while the tried
 /// ones shrink to half or less: LZ4 costs about 2.5 µs per KiB of CPU, which a disk that keeps up does not pay back on less.
 /// Small mail is never tried, so that the default costs it nothing.
 struct CompressionPolicy: Sendable {
     private let mode: SpoolConfiguration.Compression
     private var eligible: UInt64 = 0
-    /// Moving average of stored/raw, in 1/1024.
-    private var ratio = 1024
+    /// Moving average of stored/raw, in 1/1024; nil before the first try, which counts alone.
+    private var ratio: Int?
 
     init(_ mode: SpoolConfiguration.Compression) {
         self.mode = mode
@@ -22,12 +22,13 @@ struct CompressionPolicy: Sendable {
         guard mode != .off, length >= SpoolLimits.compressionFloor else { return false }
         if mode == .on { return true }
         eligible &+= 1
-        return ratio <= 512 || eligible % 16 == 1
+        return ratio.map { $0 <= 512 } ?? true || eligible % 16 == 1
     }
 
     mutating func observed(raw: Int, stored: Int) {
         guard raw > 0 else { return }
-        ratio = (ratio * 3 + stored * 1024 / raw) / 4
+        let last = stored * 1024 / raw
+        ratio = ratio.map { ($0 * 3 + last) / 4 } ?? last
     }
 }
 

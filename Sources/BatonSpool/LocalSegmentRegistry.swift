@@ -12,7 +12,7 @@ package final class LocalSegmentRegistry: SegmentRegistry {
     private struct State {
         var keys: [SegmentID: SegmentKey]
         var revision: UInt64
-        /// Set once a change's outcome is unknown; every later change is refused, since memory and disk may differ.
+        /// A change's outcome is unknown: memory and disk may differ until the file is read again.
         var unknown = false
     }
 
@@ -73,15 +73,51 @@ package final class LocalSegmentRegistry: SegmentRegistry {
     }
 
     package func list() throws(SpoolError) -> [SegmentKey] {
-        state.withLock { state in
-            state.keys.values.sorted {
-                ($0.id.incarnation.value, $0.id.index) < ($1.id.incarnation.value, $1.id.index)
-            }
+        try known().values.sorted {
+            ($0.id.incarnation.value, $0.id.index) < ($1.id.incarnation.value, $1.id.index)
         }
     }
 
-    package func read(_ id: SegmentID) throws(SpoolError) -> SegmentKey? {
-        state.withLock { $0.keys[id] }
+    package func read(_ id: SegmentID) throws(SpoolError) -> SegmentKey? { try known()[id] }
+
+    private func known() throws(SpoolError) -> [SegmentID: SegmentKey] {
+        let result: Result<[SegmentID: SegmentKey], SpoolError> = state.withLock { state in
+            do throws(SpoolError) {
+                try settle(&state)
+                return .success(state.keys)
+            } catch {
+                return .failure(error)
+            }
+        }
+        return try result.get()
+    }
+
+    /// After a change of unknown outcome: what the file says now counts, once it is written anew. Its last rename may not have
+    /// reached the disk, and nobody may act on a key that a power cut takes back.
+    private func settle(_ state: inout State) throws(SpoolError) {
+        guard state.unknown else { return }
+        var keys: [SegmentID: SegmentKey] = [:]
+        var revision: UInt64 = 0
+        switch Self.content(in: directory, disk: disk) {
+        case .payload(let found) where found.id == registryID:
+            for key in found.keys { keys[key.id] = key }
+            revision = found.revision
+        // The very first change.
+        case .absent where state.revision == 0: break
+        case .payload, .damaged, .absent:
+            throw SpoolError(.registryFailed, "the registry cannot be read after a change of unknown outcome")
+        }
+        do throws(DiskError) {
+            try write(keys, revision: revision)
+        } catch {
+            throw SpoolError(.registryFailed, "the registry cannot be written", error)
+        }
+        state = State(keys: keys, revision: revision)
+    }
+
+    private func write(_ keys: [SegmentID: SegmentKey], revision: UInt64) throws(DiskError) {
+        let payload = RegistryFormat.encode(id: registryID, revision: revision, keys: keys.values)
+        try SmallFile.replace("registry", in: directory, with: payload, on: disk)
     }
 
     package func store(_ key: SegmentKey) throws(SpoolError) -> RegistryAnswer {
@@ -100,8 +136,10 @@ package final class LocalSegmentRegistry: SegmentRegistry {
 
     private func change(_ changes: [Change]) throws(SpoolError) -> [RegistryAnswer] {
         let result: Result<[RegistryAnswer], SpoolError> = state.withLock { state in
-            guard !state.unknown else {
-                return .failure(SpoolError(.registryFailed, "the registry's last change has an unknown outcome"))
+            do throws(SpoolError) {
+                try settle(&state)
+            } catch {
+                return .failure(error)
             }
             var keys = state.keys
             var revision = state.revision
@@ -119,12 +157,11 @@ package final class LocalSegmentRegistry: SegmentRegistry {
                 answers.append(.committed(key))
             }
             guard revision != state.revision else { return .success(answers) }
-            let payload = RegistryFormat.encode(id: registryID, revision: revision, keys: keys.values)
             do throws(DiskError) {
-                try SmallFile.replace("registry", in: directory, with: payload, on: disk)
+                try write(keys, revision: revision)
             } catch {
-                // Before the rename nothing has happened; from there on the outcome is unknown.
-                if error.call == "rename" || error.call == "fsync" { state.unknown = true }
+                // From the rename on it may be there.
+                state.unknown = true
                 return .failure(SpoolError(.registryFailed, "the registry cannot be written", error))
             }
             state.keys = keys

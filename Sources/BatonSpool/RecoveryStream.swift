@@ -20,6 +20,8 @@ struct RecoveryStream {
     private var derived: [Outcome] = []
     private(set) var liveMessages = 0
     private(set) var liveRecipients = 0
+    /// What the scan found intact and could not be read again.
+    private(set) var damage: [String] = []
 
     init(
         disk: any Disk, path: String, ledger: SegmentLedger, jobs: any JobReceiving,
@@ -72,14 +74,26 @@ struct RecoveryStream {
         for segment in recovered.segments {
             var progress: Progress = [:]
             var fresh: [UInt32: [OutcomeRecord]] = [:]
-            _ = try? OutcomeLog.read("\(path)/\(segment.name.outcomeFile)", segment: segment.name.id, from: disk) {
-                entry, end in
-                guard case .outcome(let record) = entry else { return }
-                progress[record.record, default: [:]][record.recipient, default: RecipientState()].apply(record)
-                if end > segment.marks.outcomeOffset { fresh[record.record, default: []].append(record) }
+            do throws(DiskError) {
+                _ = try OutcomeLog.read("\(path)/\(segment.name.outcomeFile)", segment: segment.name.id, from: disk) {
+                    entry, end in
+                    guard case .outcome(let record) = entry else { return }
+                    progress[record.record, default: [:]][record.recipient, default: RecipientState()].apply(record)
+                    if end > segment.marks.outcomeOffset { fresh[record.record, default: []].append(record) }
+                }
+            } catch {
+                damage.append(
+                    "outcome log of \(segment.name) cannot be read again: errno \(error.errno); recipients may be sent to again"
+                )
             }
+            let file = segment.chunks.isEmpty ? nil : try? disk.open("\(path)/\(segment.name.segmentFile)", .read)
+            defer { if let file { try? disk.close(file) } }
             for chunk in segment.chunks {
-                walk(chunk, of: segment, progress, fresh, recovered)
+                if let records = records(of: chunk, in: file) {
+                    walk(records, of: segment, progress, fresh, recovered)
+                } else {
+                    keep(chunk, of: segment)
+                }
                 if messages.count + receptions.count + outcomes.count >= SpoolLimits.recoveryBatch { flush(writer) }
             }
             flush(writer)
@@ -87,16 +101,30 @@ struct RecoveryStream {
         }
     }
 
+    private func records(of chunk: ChunkHeader, in file: DiskFile?) -> [ChunkRecords.Item]? {
+        let at = chunk.offset + Int64(ChunkHeader.length)
+        guard let file,
+            let block = try? DiskRead.exactly(Int(chunk.envelopeLength), of: file, at: at, from: disk),
+            block.crc32c == chunk.envelopeCRC
+        else { return nil }
+        return ChunkRecords.read(block, of: chunk)
+    }
+
+    /// Its messages reach no queue until a start can read them: never absent without an alarm, and the segment stays.
+    private mutating func keep(_ chunk: ChunkHeader, of segment: RecoveredSegment) {
+        ledger.update(segment.handle) { entry in
+            entry.damaged = true
+            entry.quarantinedBytes += chunk.end - chunk.offset
+        }
+        damage.append(
+            "segment \(segment.name): the chunk at \(chunk.offset) cannot be read again: its \(chunk.messages) messages are "
+                + "kept and set aside")
+    }
+
     private mutating func walk(
-        _ chunk: ChunkHeader, of segment: RecoveredSegment, _ progress: Progress,
+        _ records: [ChunkRecords.Item], of segment: RecoveredSegment, _ progress: Progress,
         _ fresh: [UInt32: [OutcomeRecord]], _ recovered: Recovered
     ) {
-        guard let file = try? disk.open("\(path)/\(segment.name.segmentFile)", .read) else { return }
-        defer { try? disk.close(file) }
-        let at = chunk.offset + Int64(ChunkHeader.length)
-        guard let block = try? DiskRead.exactly(Int(chunk.envelopeLength), of: file, at: at, from: disk),
-            let records = ChunkRecords.read(block, of: chunk)
-        else { return }
         for record in records where !segment.void.contains(record.number) {
             let ref = StoredMessageRef(segment: segment.handle, record: record.number)
             let envelope = record.message.envelope

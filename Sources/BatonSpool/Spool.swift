@@ -111,8 +111,10 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
             disk: directory.disk, path: directory.segmentsPath, ledger: ledger, jobs: jobs, unreported: unreported,
             now: now)
         stream.hand(over: found, outcomes: outcomes)
-        let (messages, recipients) = (stream.liveMessages, stream.liveRecipients)
+        let (messages, recipients, damage) = (stream.liveMessages, stream.liveRecipients, stream.damage)
+        for note in damage { logger.error("spool: \(note)") }
         summary.withLock {
+            $0.damage += damage
             $0.liveMessages = messages
             $0.liveRecipients = recipients
         }

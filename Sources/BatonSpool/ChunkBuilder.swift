@@ -53,7 +53,7 @@ struct ChunkBuilder: Sendable {
         bytes = 0
     }
 
-    /// False, and nothing added, when the body is not what the envelope's traits say.
+    /// False, and nothing added, when the body is not what the envelope's traits say, or the record could not be read back.
     mutating func addMessage(_ envelope: Envelope, body: ByteBuffer, moved: MovedFrom? = nil) -> Bool {
         let crc = body.crc32c
         guard body.readableBytes == envelope.traits.length, crc == envelope.traits.crc32c,
@@ -62,15 +62,17 @@ struct ChunkBuilder: Sendable {
         let extent = BodyExtent(
             offset: 0, storedLength: UInt32(body.readableBytes), rawLength: UInt32(body.readableBytes), crc32c: crc,
             codec: .none)
-        let extentIndex = writeRecord(envelope, extents: [extent], fragmented: false, moved: moved)
+        guard let extentIndex = writeRecord(envelope, extents: [extent], fragmented: false, moved: moved) else {
+            return false
+        }
         bodies.append(PendingBody(bytes: body, extentIndex: extentIndex, rawCRC: crc, owner: placed.count - 1))
         bytes += body.readableBytes
         return true
     }
 
-    /// A message whose body is fragments of earlier chunks of the same segment.
-    mutating func addCommit(_ envelope: Envelope, extents: [BodyExtent]) {
-        _ = writeRecord(envelope, extents: extents, fragmented: true, moved: nil)
+    /// A message whose body is fragments of earlier chunks of the same segment. False as `addMessage`.
+    mutating func addCommit(_ envelope: Envelope, extents: [BodyExtent]) -> Bool {
+        writeRecord(envelope, extents: extents, fragmented: true, moved: nil) != nil
     }
 
     mutating func addFragment(_ stream: FragmentStreamID, index: UInt32, body: ByteBuffer) {
@@ -87,10 +89,11 @@ struct ChunkBuilder: Sendable {
         bytes += RecordFormat.fragmentLength + body.readableBytes
     }
 
-    /// Returns the buffer index of the first extent.
+    /// Returns the buffer index of the first extent; nil, and nothing written, where a reader's bounds would be broken: what no
+    /// start could read back is refused, never acknowledged.
     private mutating func writeRecord(
         _ envelope: Envelope, extents: [BodyExtent], fragmented: Bool, moved: MovedFrom?
-    ) -> Int {
+    ) -> Int? {
         let start = buffer.writerIndex
         let bits: UInt8 = (fragmented ? 1 : 0) | (moved == nil ? 0 : 2)
         buffer.writeMultipleIntegers(
@@ -100,6 +103,12 @@ struct ChunkBuilder: Sendable {
         if let moved { RecordFormat.writeMoved(moved, into: &buffer) }
         let envelopeStart = buffer.writerIndex
         EnvelopeCodec.encode(envelope, into: &buffer)
+        guard buffer.writerIndex - envelopeStart <= Limits.envelopeBytes,
+            buffer.writerIndex - ChunkHeader.length < SpoolLimits.envelopeBlockBytes
+        else {
+            buffer.moveWriterIndex(to: start)
+            return nil
+        }
         buffer.setInteger(UInt32(buffer.writerIndex - envelopeStart), at: start + 16, endianness: .little)
         let length = buffer.writerIndex - start
         buffer.writeRepeatingByte(0, count: RecordFormat.padded(length) - length)

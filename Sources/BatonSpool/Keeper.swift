@@ -30,6 +30,8 @@ struct Keeper: Sendable {
 
     private var nextIndex: UInt64 = 0
     private var wanted = false
+    /// A file whose key is not known to be stored.
+    private var unfinished: (id: SegmentID, file: DiskFile)?
     private var spares: [String] = []
     private var seals: [(id: SegmentID, handle: UInt32, file: DiskFile, end: Int64)] = []
     private var spareNumber: UInt64 = 0
@@ -93,33 +95,40 @@ struct Keeper: Sendable {
     }
 
     mutating func prepare(at now: Instant) throws(SpoolError) -> SegmentFile {
-        let id = SegmentID(
-            writer: directory.identity.node, incarnation: directory.incarnation, index: nextIndex)
-        nextIndex += 1
-        let path = "\(segmentsPath)/\(SegmentName(id).segmentFile)"
-        let file = try makeFile(path)
-        let ensemble: [EnsembleMember]
-        do throws(SpoolError) {
-            guard let backups = replicator.map({ $0.prepare(id) }) ?? [] else {
-                throw SpoolError(.noBackup, "no backup takes a new segment")
-            }
-            ensemble = [member] + backups
-            let key = SegmentKey(
-                id: id, ensemble: ensemble, appendEpoch: 1, state: .open, drainer: drainer, drainEpoch: 1)
-            guard case .committed = try registry.store(key) else {
-                throw SpoolError(.registryFailed, "the key of a new segment exists already")
-            }
-        } catch {
-            try? disk.close(file)
-            try? disk.unlink(path)
-            throw error
-        }
+        var made = unfinished
+        if made == nil { made = try newFile() }
+        guard let (id, file) = made else { throw SpoolError(.notWritable, "a segment file cannot be made") }
+        // Whatever fails from here on: the file stays, since the key may be stored all the same, and is used at the next try.
+        unfinished = (id, file)
+        var stored = try registry.read(id)
+        if stored == nil { stored = try register(id) }
+        guard let key = stored else { throw SpoolError(.registryFailed, "the key of a new segment is not stored") }
+        unfinished = nil
         let handle = ledger.add(id, sealed: false, at: now)
         shared.state.withLock { state in
             var actions = ActionBuffer<LaneState.Action>()
-            state.receive(.opened(id, ensemble: ensemble), at: now, into: &actions)
+            state.receive(.opened(id, ensemble: key.ensemble), at: now, into: &actions)
         }
-        return SegmentFile(id: id, handle: handle, file: file, appendEpoch: 1)
+        return SegmentFile(id: id, handle: handle, file: file, appendEpoch: key.appendEpoch)
+    }
+
+    private func register(_ id: SegmentID) throws(SpoolError) -> SegmentKey {
+        guard let backups = replicator.map({ $0.prepare(id) }) ?? [] else {
+            throw SpoolError(.noBackup, "no backup takes a new segment")
+        }
+        let key = SegmentKey(
+            id: id, ensemble: [member] + backups, appendEpoch: 1, state: .open, drainer: drainer, drainEpoch: 1)
+        guard case .committed(let stored?) = try registry.store(key) else {
+            throw SpoolError(.registryFailed, "the key of a new segment exists already")
+        }
+        return stored
+    }
+
+    private mutating func newFile() throws(SpoolError) -> (id: SegmentID, file: DiskFile) {
+        let id = SegmentID(
+            writer: directory.identity.node, incarnation: directory.incarnation, index: nextIndex)
+        nextIndex += 1
+        return (id, try makeFile("\(segmentsPath)/\(SegmentName(id).segmentFile)"))
     }
 
     /// A file of a reclaimed segment, whose blocks are written already, else a new one of full length.
@@ -276,13 +285,15 @@ struct Keeper: Sendable {
         if !full { keepReserve() }
     }
 
-    /// A file whose only use is to be unlinked when outcomes find no room.
+    /// A file whose only use is to be unlinked when outcomes find no room. A crash may have left it too short.
     private func keepReserve() {
         let path = "\(directory.path)/reserve"
-        guard let file = try? disk.open(path, .create) else { return }
+        guard let file = (try? disk.open(path, .create)) ?? (try? disk.open(path, .readWrite)) else { return }
         do throws(DiskError) {
-            try disk.allocate(file, length: SpoolLimits.reserveBytes)
-            try disk.sync(file)
+            if try disk.size(file) < SpoolLimits.reserveBytes {
+                try disk.allocate(file, length: SpoolLimits.reserveBytes)
+                try disk.sync(file)
+            }
             try disk.close(file)
         } catch {
             try? disk.close(file)

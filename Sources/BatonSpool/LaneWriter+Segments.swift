@@ -22,7 +22,12 @@ struct FragmentStream: Sendable {
 
     var failed: Bool { refusal != nil }
     /// Raw octets whose chunks are written.
-    var stored: Int { extents.reduce(0) { $0 + Int($1.rawLength) } }
+    private(set) var stored = 0
+
+    mutating func written(_ extent: BodyExtent) {
+        extents.append(extent)
+        stored += Int(extent.rawLength)
+    }
 }
 
 extension LaneWriter {

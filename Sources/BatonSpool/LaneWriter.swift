@@ -172,7 +172,11 @@ struct LaneWriter: Sendable {
             return true
         }
         guard bind(id, 512, &target, at: now) else { return false }
-        builder.addCommit(submission.envelope, extents: stream.extents)
+        guard builder.addCommit(submission.envelope, extents: stream.extents) else {
+            refuse(submission, .storageFailed)
+            close(stream: id, at: now)
+            return true
+        }
         items.append(.submission(submission))
         return true
     }
@@ -269,7 +273,7 @@ struct LaneWriter: Sendable {
     /// Fragments are written and need no memory any more, which is no promise; the streams committed by this chunk are over.
     private mutating func settleFragments(_ commits: [ChunkItem], at now: Instant) {
         for (id, extent) in builder.fragments {
-            streams[id]?.extents.append(extent)
+            streams[id]?.written(extent)
             guard let stream = streams[id], !stream.failed else { continue }
             results.add(FragmentResult(stream: id, written: stream.stored, refusal: nil), to: stream.sink)
         }

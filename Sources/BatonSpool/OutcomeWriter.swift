@@ -111,6 +111,10 @@ struct OutcomeWriter: Sendable {
             if try logs[handle]?.flush(on: disk, at: now) == true { directoryDirty = true }
             touched.remove(handle)
         } catch {
+            guard logs[handle]?.failed != true else {
+                touched.remove(handle)
+                return failed(handle, error)
+            }
             let waiting = logs.values.reduce(0) { $0 + $1.waitingBytes }
             if waiting > SpoolLimits.refusedOutcomeBytes {
                 logs[handle]?.dropWaiting()

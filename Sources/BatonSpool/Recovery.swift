@@ -264,7 +264,7 @@ struct Recovery {
             for record in finals { _ = entry.markFinal(record.record, recipient: record.recipient) }
         }
         if scan.chunks.isEmpty { result.summary.emptySegments += 1 }
-        sealedAt[key.id] = scan.end
+        if !scan.unreadableEnd { sealedAt[key.id] = scan.end }
         result.segments.append(segment)
     }
 

@@ -21,6 +21,8 @@ package struct SegmentScan: Sendable {
     /// Bytes of an unfinished chunk behind `end`, as far as can be told.
     package var tornBytes: Int64 = 0
     package var messages: UInt32 = 0
+    /// The disk does not give back what stands at `end`: the segment may be longer, and is not sealed on this word.
+    package var unreadableEnd = false
 }
 
 /// What is known from elsewhere about what was acknowledged.
@@ -43,22 +45,33 @@ struct SegmentScanner {
     let size: Int64
     let evidence: AckEvidence
 
+    /// A chunk that the disk does not give back is no end of the segment: it counts as damage, and what follows is served.
+    ///
     /// `visit` gets each intact chunk's envelope block, in order, and says whether it makes sense.
     func scan(_ visit: (ChunkHeader, ByteBuffer) -> Bool) throws(DiskError) -> SegmentScan {
         var scan = SegmentScan()
         var position: Int64 = 0
         while position + Int64(ChunkHeader.length) <= size {
-            if let header = try intact(at: position, after: scan), let block = try envelopeBlock(of: header),
-                try isComplete(header), visit(header, block)
-            {
+            var unreadable = false
+            if let (header, block) = chunk(at: position, after: scan, &unreadable), visit(header, block) {
                 scan.chunks.append(header)
                 scan.messages = header.firstMessage + header.messages
                 position = header.end
                 scan.end = position
                 continue
             }
-            guard let next = try nextHeader(after: position) else {
-                settleTail(at: position, &scan)
+            guard let next = try nextHeader(after: position, &unreadable) else {
+                if unreadable {
+                    // Whether it was acknowledged cannot be told: never cut.
+                    scan.damage.append(
+                        DamagedRange(
+                            from: position, to: max(evidence.offset, position + Int64(ChunkHeader.alignment)),
+                            what: "place that cannot be read"))
+                    scan.end = position
+                    scan.unreadableEnd = true
+                } else {
+                    settleTail(at: position, &scan)
+                }
                 return scan
             }
             scan.damage.append(DamagedRange(from: position, to: next, what: "chunk"))
@@ -80,6 +93,20 @@ struct SegmentScanner {
         } else {
             scan.end = position
             scan.tornBytes = tornBytes(at: position)
+        }
+    }
+
+    private func chunk(
+        at position: Int64, after scan: SegmentScan, _ unreadable: inout Bool
+    ) -> (header: ChunkHeader, envelopes: ByteBuffer)? {
+        do throws(DiskError) {
+            guard let header = try intact(at: position, after: scan), let block = try envelopeBlock(of: header),
+                try isComplete(header)
+            else { return nil }
+            return (header, block)
+        } catch {
+            unreadable = true
+            return nil
         }
     }
 
@@ -111,7 +138,8 @@ struct SegmentScanner {
     /// A chunk known to be acknowledged is whole; its bodies are checked when they are read. The last one is checked here.
     private func isComplete(_ header: ChunkHeader) throws(DiskError) -> Bool {
         if header.end <= evidence.offset || header.firstMessage + header.messages <= evidence.messages { return true }
-        if header.end + Int64(ChunkHeader.length) <= size, try self.header(at: header.end) != nil { return true }
+        // One behind it says so; one that cannot be read says nothing about this one.
+        if header.end + Int64(ChunkHeader.length) <= size, (try? self.header(at: header.end)) != nil { return true }
         return try bodiesAreIntact(header)
     }
 
@@ -132,15 +160,23 @@ struct SegmentScanner {
     }
 
     /// The next place behind `position` with a valid header of this segment.
-    private func nextHeader(after position: Int64) throws(DiskError) -> Int64? {
+    private func nextHeader(after position: Int64, _ unreadable: inout Bool) throws(DiskError) -> Int64? {
         let step = Int64(ChunkHeader.alignment)
         var at = (position / step + 1) * step
         while at + Int64(ChunkHeader.length) <= size {
-            let window = try DiskRead.upTo(256 * ByteCount.kibi, of: file, at: at, from: disk)
+            guard let window = try? DiskRead.upTo(256 * ByteCount.kibi, of: file, at: at, from: disk) else {
+                // Block by block around the hole.
+                unreadable = true
+                if (try? header(at: at)) != nil { return at }
+                at += step
+                continue
+            }
             var index = 0
             while index + ChunkHeader.length <= window.readableBytes {
                 let magic: UInt32? = window.getInteger(at: index, endianness: .little)
-                if magic == ChunkHeader.magic, try header(at: at + Int64(index)) != nil { return at + Int64(index) }
+                if magic == ChunkHeader.magic, (try? header(at: at + Int64(index))) != nil {
+                    return at + Int64(index)
+                }
                 index += ChunkHeader.alignment
             }
             guard window.readableBytes == 256 * ByteCount.kibi else { return nil }

@@ -259,7 +259,7 @@ package struct SpoolInspector {
             segment.tornAt = scan.end
             segment.tornBytes = scan.tornBytes
         }
-        for chunk in scan.chunks where try !scanner.bodiesAreIntact(chunk) {
+        for chunk in scan.chunks where (try? scanner.bodiesAreIntact(chunk)) != true {
             segment.damage.append(
                 SpoolReport.Damage(
                     from: chunk.bodyOffset, to: chunk.end, what: "bodies of the chunk at \(chunk.offset)"))

@@ -55,6 +55,7 @@ package final class MemoryDisk: Disk {
         var crashAt: Int?
         var crashed = false
         var free: UInt64 = 1 << 40
+        var bad: [Int: Range<Int>] = [:]
     }
 
     let state: Mutex<State>
@@ -82,6 +83,13 @@ package final class MemoryDisk: Disk {
     package func mark(_ value: Int) { state.withLock { if !$0.crashed { $0.journal.append(.mark(value)) } } }
     package func setFree(_ bytes: UInt64) { state.withLock { $0.free = bytes } }
     package var paths: [String] { state.withLock { $0.names.keys.sorted() } }
+    /// Paths of all open files, one for each descriptor.
+    package var openPaths: [String] {
+        state.withLock { state in
+            let names = Dictionary(state.names.map { ($0.value, $0.key) }, uniquingKeysWith: { first, _ in first })
+            return state.descriptors.values.map { names[$0] ?? "(unlinked)" }
+        }
+    }
     package func contents(_ path: String) -> [UInt8]? {
         state.withLock { state in state.names[path].flatMap { state.inodes[$0]?.bytes } }
     }
@@ -107,6 +115,12 @@ package final class MemoryDisk: Disk {
             for (index, byte) in bytes.enumerated() where offset + index < state.inodes[inode]?.bytes.count ?? 0 {
                 state.inodes[inode]?.bytes[offset + index] = byte
             }
+        }
+    }
+    /// Every read that touches the range fails with EIO, as on a bad sector.
+    package func spoil(_ path: String, _ range: Range<Int>) {
+        state.withLock { state in
+            if let inode = state.names[path] { state.bad[inode] = range }
         }
     }
     package func remove(_ path: String) { state.withLock { $0.names[path] = nil } }
@@ -214,6 +228,9 @@ package final class MemoryDisk: Disk {
         let wanted = buffer.count
         let bytes: [UInt8] = try onInode("read", file) { state, inode -> Result<[UInt8], DiskError> in
             guard let all = state.inodes[inode]?.bytes, Int(offset) < all.count else { return .success([]) }
+            if let bad = state.bad[inode], bad.overlaps(Int(offset)..<Int(offset) + wanted) {
+                return .failure(DiskError(errno: EIO, call: "read"))
+            }
             return .success(Array(all[Int(offset)..<min(all.count, Int(offset) + wanted)]))
         }
         buffer.copyBytes(from: bytes)

@@ -73,7 +73,8 @@ int baton_disk_space(const char *path, uint64_t *free_bytes, uint64_t *total_byt
     if (statvfs(path, &space) != 0) return errno;
     *free_bytes = (uint64_t)space.f_bavail * space.f_frsize;
     *total_bytes = (uint64_t)space.f_blocks * space.f_frsize;
-    *free_inodes = (uint64_t)space.f_favail;
+    /* A file system that makes inodes as it goes (btrfs) counts none. */
+    *free_inodes = space.f_files == 0 ? UINT64_MAX : (uint64_t)space.f_favail;
     return 0;
 }
 

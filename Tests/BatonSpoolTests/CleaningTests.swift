@@ -155,8 +155,6 @@ private struct CleaningScenario {
     }
 }
 
-private let fullDepth = getenv("BATON_TEST_DEPTH").map { String(cString: $0) == "full" } ?? false
-
 @Test func cleaningGivesTheSpaceBackAndKeepsEveryReference() throws {
     let disk = MemoryDisk(keepsJournal: false)
     let scenario = try CleaningScenario(on: disk)

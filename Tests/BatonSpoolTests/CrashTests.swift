@@ -117,9 +117,6 @@ struct CrashScenario {
     }
 }
 
-/// Every crash point and 1,000 cuts with `BATON_TEST_DEPTH=full`; a spread sample of them otherwise.
-private let fullDepth = getenv("BATON_TEST_DEPTH").map { String(cString: $0) == "full" } ?? false
-
 @Test func crashAfterAnyCallLosesNothingAcknowledged() {
     let whole = MemoryDisk()
     CrashScenario.run(on: whole, seed: 11, rounds: 10)

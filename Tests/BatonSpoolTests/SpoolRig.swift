@@ -3,12 +3,16 @@ import BatonCore
 import BatonModel
 import BatonRuntime
 import BatonTestKit
+import Glibc
 import Logging
 import NIOCore
 import Synchronization
 import Testing
 
 @testable import BatonSpool
+
+/// Every crash point, offset and 1,000 power cuts with `BATON_TEST_DEPTH=full`; a spread sample of them otherwise.
+let fullDepth = getenv("BATON_TEST_DEPTH").map { String(cString: $0) == "full" } ?? false
 
 /// Results of submissions and fragments, by token.
 final class Sink: SubmissionResultReceiving {
@@ -66,10 +70,17 @@ final class Jobs: JobReceiving, UnreportedReceiving {
         var messages: [AcceptedMessage] = []
         var outcomes: [UnreportedOutcome] = []
         var receptions: [Envelope] = []
+        /// Messages of each call.
+        var batches: [Int] = []
     }
     let state = Mutex(State())
 
-    func receive(_ messages: [AcceptedMessage]) { state.withLock { $0.messages += messages } }
+    func receive(_ messages: [AcceptedMessage]) {
+        state.withLock { state in
+            state.messages += messages
+            state.batches.append(messages.count)
+        }
+    }
     func unreported(outcomes: [UnreportedOutcome]) { state.withLock { $0.outcomes += outcomes } }
     func unreported(receptions: [Envelope]) { state.withLock { $0.receptions += receptions } }
 

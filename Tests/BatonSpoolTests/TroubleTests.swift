@@ -87,20 +87,23 @@ import Testing
     }
 }
 
-@Test func failedRenameOfTheRegistryDoesNotStopRolling() throws {
-    let disk = MemoryDisk()
-    let rig = try Rig(on: disk)
-    let sink = Sink()
-    rig.store(Mail(1, size: 20_000), sink)
-    disk.fail(DiskFault(call: "rename", errno: EIO))
-    for number in UInt64(2)...60 { rig.store(Mail(number, size: 20_000), sink) }
-    rig.ticks(2)
-    for number in UInt64(61)...90 { rig.store(Mail(number, size: 20_000), sink) }
-    #expect((UInt64(1)...90).allSatisfy { sink.ref($0) != nil })
-    #expect(rig.spool.stats.segmentsSealed >= 4, "no segment was sealed after the failure")
-    let again = try Rig(on: disk.reopened(), seed: 2)
-    #expect(again.jobs.messages.count == 90)
-    #expect(again.spool.recovery.damage.isEmpty)
+@Test(arguments: ["rename", "syncDirectory"])
+func failedRegistryChangeNeitherStopsRollingNorLeavesAKeyWithoutItsFile(call: String) throws {
+    for after in 0..<8 {
+        let disk = MemoryDisk(keepsJournal: false)
+        let rig = try Rig(on: disk)
+        let sink = Sink()
+        disk.fail(DiskFault(call: call, errno: EIO, after: after))
+        for number in UInt64(1)...14 { rig.store(Mail(number, size: 60_000), sink) }
+        rig.ticks(2)
+        for number in UInt64(15)...24 { rig.store(Mail(number, size: 60_000), sink) }
+        rig.ticks(1)
+        #expect((UInt64(1)...24).allSatisfy { sink.ref($0) != nil }, "\(call) \(after)")
+        #expect(rig.spool.stats.segmentsSealed >= 4, "\(call) \(after): nothing is sealed after the failure")
+        let again = try Rig(on: disk.reopened(), seed: 2)
+        #expect(again.jobs.messages.count == 24)
+        #expect(again.spool.recovery.damage.isEmpty, "\(call) \(after): \(again.spool.recovery.damage)")
+    }
 }
 
 @Test func compressionSamplesFromTheFirstBody() throws {
@@ -115,4 +118,48 @@ import Testing
     let tried = (0..<32).count { _ in policy.wants(length: 40_000) }
     #expect(tried == 2, "one in 16 of what does not shrink")
     rig.stop()
+}
+
+@Test func badSectorHidesNoOtherChunk() throws {
+    let disk = MemoryDisk(keepsJournal: false)
+    let first = try Rig(on: disk)
+    let sink = Sink()
+    for number in UInt64(1)...6 { first.store(Mail(number, size: 700), sink) }
+    let name = try first.name(of: sink.ref(1))
+    let path = "data/segments/\(name.segmentFile)"
+    for lost in UInt64(1)...6 {
+        let copy = disk.reopened()
+        let at = Int(lost - 1) * 4096
+        copy.spoil(path, at..<at + 512)
+        let rig = try Rig(on: copy, seed: 2)
+        let found = Set(rig.jobs.messages.map(\.envelope.id))
+        #expect(found == Set((UInt64(1)...6).filter { $0 != lost }.map { Mail.id($0) }), "chunk \(lost) is bad")
+        #expect(rig.spool.recovery.damage.contains { $0.contains("at \(at)..<") }, "\(rig.spool.recovery.damage)")
+        #expect(rig.spool.stats.damagedSegments == 1)
+        #expect(!(try SpoolInspector.inspect("data", disk: copy)).healthy)
+        // A disk that gives it back at last: nothing was cut.
+        let healed = copy.reopened()
+        healed.spoil(path, 0..<0)
+        let again = try Rig(on: healed, seed: 3)
+        #expect(again.jobs.messages.count == 6, "chunk \(lost) was given up")
+    }
+}
+
+@Test func recordThatNoStartCouldReadIsRefused() {
+    var builder = ChunkBuilder(compression: CompressionPolicy(.off))
+    builder.begin()
+    let mail = Mail(1, size: 100)
+    let long = [UInt8](repeating: 0x61, count: 1024)
+    let outcome = OutcomeRecord(
+        record: 0, recipient: 0, at: .epoch, verdict: .inDoubt(until: .epoch), attempts: 1, reply: nil,
+        peer: PeerName(name: long, address: long))
+    let source = SegmentID(writer: NodeID(value: 1), incarnation: Incarnation(value: 2), index: 3)
+    let count = SpoolLimits.envelopeBlockBytes / 2080 + 1
+    let huge = MovedFrom(
+        source: source, record: 0, drainEpoch: 1, outcomes: [OutcomeRecord](repeating: outcome, count: count))
+    let taken = builder.addMessage(mail.envelope, body: mail.body, moved: huge)
+    #expect(!taken, "an envelope block that no reader takes")
+    #expect(builder.isEmpty)
+    let next = builder.addMessage(mail.envelope, body: mail.body)
+    #expect(next)
 }

@@ -156,6 +156,15 @@ func smuggledEndOfDataUnderNormalize(index: Int) {
     #expect(frame("a\nb", kind: .counted).violation == .bareLF)
 }
 
+/// Every DATA ends with CRLF; who forgets it sends the message on with one empty line more.
+@Test func dataTakenForABodyWithoutItsLastCRLF() {
+    for text in ["a\r\n.\r\n", ".\r\n", "\r\n.\r\n", "..\r\n.\r\n"] {
+        #expect(frame(text).endsWithCRLF)
+        #expect(frame(Array(text.utf8).map { [$0] }).endsWithCRLF)
+    }
+    #expect(frame("a\n.\r\n.\r\n", normalize: true).endsWithCRLF)
+}
+
 @Test func longestLineCountsWithoutItsEnd() {
     #expect(frame("12345\r\n123\r\n.\r\n").longestLine == 5)
     #expect(frame("12345678").longestLine == 8)

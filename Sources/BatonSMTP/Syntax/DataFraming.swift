@@ -101,8 +101,8 @@ package struct DataFraming: Sendable {
                 }
             case .dotCR:
                 if base[index] == 0x0a {
-                    // What is kept ends with the CRLF before the dot.
-                    place = .lineStart
+                    // The body itself ended with the line before.
+                    endLine(.lineStart)
                     return (index + 1, true)
                 }
                 violate(.bareCR)

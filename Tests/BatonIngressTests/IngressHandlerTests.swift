@@ -262,6 +262,9 @@ extension String {
     ingress.events.full.withLock { $0 = false }
     #expect(try session.send("MAIL FROM:<a@b.test>\r\n").hasPrefix("250"))
     #expect(ingress.events.rejections.withLock { $0.count } == 3)
+    // It closes while a transaction is open, and the next MAIL stands behind RSET in one write.
+    ingress.spool.state.withLock { $0.admission = .refused(.diskFull) }
+    #expect(try session.send("RSET\r\nMAIL FROM:<a@b.test>\r\n").contains("452 4.3.1"))
 }
 
 @Test func idleConnectionTimesOutAndIsCutAfterTheLinger() throws {

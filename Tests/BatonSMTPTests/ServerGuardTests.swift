@@ -1,6 +1,7 @@
 // What keeps a server session from being held, doubled or turned against others.
 import BatonCore
 import BatonModel
+import Foundation
 import NIOCore
 import Testing
 
@@ -26,6 +27,24 @@ func endOfFileBehindPipelinedCommands(behind: String, answers: [String], message
     replies += dialogue.takeReplies()
     #expect(codes(replies) == answers && dialogue.isClosed && dialogue.messages.count == messages)
 }
+
+/// RFC 2034 4, RFC 3463: the first digit of the enhanced code is that of the basic one; and nothing of our own is 5xx.
+@Test func serverReplyWhoseStatusContradictsItsCode() throws {
+    let source = try String(contentsOf: repliesFile, encoding: .utf8)
+    let replies = source.matches(of: /ServerReply\("([^"]+)"\)/).map { String($0.output.1) }
+    #expect(replies.count > 40)
+    for line in replies where !line.hasPrefix("354") {
+        let words = line.split(separator: " ")
+        let status = words[1].split(separator: ".").compactMap { UInt16($0) }
+        #expect(words[0].count == 3 && status.count == 3, "\(line)")
+        #expect(words[0].prefix(1) == words[1].prefix(1), "\(line)")
+        #expect(line.utf8.count <= 510 && line.utf8.allSatisfy { $0 >= 0x20 && $0 < 0x7f })
+    }
+}
+
+/// Where the replies stand, from here.
+private let repliesFile = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+    .deletingLastPathComponent().appendingPathComponent("Sources/BatonSMTP/Server/ServerReply.swift")
 
 @Test func connectionThatOnlyHoldsItsPlace() {
     for idle in ["NOOP", "RSET", "VRFY a", "HELP", "EHLO x.test", "HELO x.test"] {

@@ -147,6 +147,22 @@ private func testNames() -> Set<String> {
     return names
 }
 
+@Test func caseWhoseTestDoesNotExist() throws {
+    let text = try String(contentsOf: root.appendingPathComponent("docs/SMTP_SUPPORT.md"), encoding: .utf8)
+    let table = try #require(text.components(separatedBy: "## Cases and the tests").last)
+    let known = testNames()
+    var named = 0
+    for row in table.split(separator: "\n") where row.hasPrefix("|") {
+        let cells = row.split(separator: "|", omittingEmptySubsequences: false)
+        guard cells.count > 3 else { continue }
+        for (index, name) in cells[2].split(separator: "`").enumerated() where index % 2 == 1 {
+            named += 1
+            #expect(known.contains(String(name)), "\(name) is no test")
+        }
+    }
+    #expect(named > 100)
+}
+
 @Test func boundWithoutATestThatDrivesIt() throws {
     let rows = try limitRows()
     #expect(rows.count >= 30)

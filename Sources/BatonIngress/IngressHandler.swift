@@ -6,7 +6,7 @@ import NIOCore
 
 /// Feeds octets to the session and performs its actions. Replies are gathered and flushed once per read. All on the channel's loop.
 ///
-/// It stops reading while `Limits.unwrittenPerSession` octets of a stream are unanswered, while the client does not take its
+/// Stops reading while `Limits.unwrittenPerSession` octets of a stream are unanswered, while the client does not take its
 /// replies (the channel's write watermark), and while `inputMax` octets wait for the spool's verdict.
 final class IngressHandler: ChannelInboundHandler {
     typealias InboundIn = ByteBuffer
@@ -14,6 +14,8 @@ final class IngressHandler: ChannelInboundHandler {
 
     /// Octets of pipelined commands that may wait behind a final dot.
     static let inputMax = 64 * 1024
+    /// Octets of memory that a buffer of an idle session keeps.
+    static let keptMax = 4096
     /// How long a connection that was ended by us may go on sending before it is cut.
     static let linger = TimeSpan.seconds(2)
     /// The timer looks at least this often, so that deadlines that come closer need no new timer.
@@ -109,8 +111,7 @@ final class IngressHandler: ChannelInboundHandler {
     func channelReadComplete(context: ChannelHandlerContext) {
         readPending = false
         flush()
-        // The receive buffer goes back to the allocator instead of waiting with an idle session.
-        if input.readableBytes == 0 { input = ByteBuffer() }
+        trimInput()
         readMore()
         context.fireChannelReadComplete()
     }
@@ -169,11 +170,23 @@ final class IngressHandler: ChannelInboundHandler {
         perform()
         if input.readableBytes > 0 || session.hasInputEnded, !isClosed, lingersUntil == nil {
             receive()
-            if input.readableBytes == 0 { input = ByteBuffer() }
+            trimInput()
         }
         flush()
         readMore()
     }
+
+    /// The receive buffer goes back to the allocator instead of waiting with a session that has less than a command in it.
+    private func trimInput() {
+        if input.readableBytes == 0 {
+            input = ByteBuffer()
+        } else if input.readableBytes < CommandParser.lineOctetsMax, input.storageCapacity > Self.keptMax {
+            input = ByteBuffer(buffer: input)
+        }
+    }
+
+    /// Octets of memory for what has arrived or is on its way out, bodies not included.
+    var bufferedMemory: Int { input.storageCapacity + output.replies.storageCapacity }
 
     func fragmentWritten(_ result: FragmentResult) {
         streamWritten = max(streamWritten, result.written)
@@ -268,15 +281,18 @@ final class IngressHandler: ChannelInboundHandler {
 
     private var unwritten: Int { streamAppended - streamWritten }
 
+    /// What waits behind a final dot.
+    private var waiting: Int { session.awaitsVerdict && input.readableBytes > 0 ? input.storageCapacity : 0 }
+
     /// Books what is held; over the budget, the message under way is given up and its memory freed.
     private func account() {
-        let delta = book(session.heldBytes + unwritten + submitted)
-        if !delta, session.keepsBody {
+        let fits = book(session.heldBytes + unwritten + submitted + waiting)
+        if !fits, session.keepsBody {
             home.tally.overMemory += 1
             session.refuseBody(.memory, into: &output)
             for action in output.actions { perform(action) }
             output.actions.removeAll(keepingCapacity: true)
-            _ = book(session.heldBytes + unwritten + submitted)
+            _ = book(session.heldBytes + unwritten + submitted + waiting)
         }
     }
 
@@ -310,7 +326,11 @@ final class IngressHandler: ChannelInboundHandler {
     private func flush() {
         guard let context, output.replies.readableBytes > 0 else { return }
         context.writeAndFlush(Self.wrapOutboundOut(output.replies), promise: nil)
-        output.replies.clear()
+        if output.replies.storageCapacity > Self.keptMax {
+            output.replies = ByteBufferAllocator().buffer(capacity: 256)
+        } else {
+            output.replies.clear()
+        }
     }
 
     // MARK: Time and end

@@ -335,6 +335,26 @@ extension String {
     #expect(try session.replies().split(separator: "\r\n").count == 2 + waiting / 20)
 }
 
+/// Octets that wait behind a final dot are in the budget; half a command does not keep the buffer it came in, nor a session
+/// the one of its longest reply.
+@Test func buffersOfIdleSessionsPileUp() throws {
+    let ingress = EmbeddedIngress(answersAtOnce: false)
+    let session = try ingress.connect(1)
+    try session.openData()
+    _ = try session.send(message)
+    let before = ingress.admission.memoryInUse
+    _ = try session.send("MAIL FROM:<a@b.test>\r\n" + String(repeating: "RCPT TO:<c@d.test>\r\n", count: 1_500) + "RC")
+    #expect(ingress.admission.memoryInUse >= before + 30_000)
+    ingress.spool.answer(ingress.spool.submissions[0], .durable(StoredMessageRef(segment: 0, record: 0)))
+    ingress.loop.run()
+    #expect(try session.replies().split(separator: "\r\n").count == 1_502)
+    #expect(ingress.admission.memoryInUse == 0)
+    #expect(session.handler.bufferedMemory <= 2 * IngressHandler.keptMax)
+    // The half command is still there.
+    #expect(try session.send("PT TO:<e@f.test>\r\n").hasPrefix("250"))
+    #expect(session.handler.bufferedMemory <= 2 * IngressHandler.keptMax)
+}
+
 @Test func clientThatReadsNoRepliesIsNotReadEither() throws {
     let ingress = EmbeddedIngress()
     let session = try ingress.connect(1)

@@ -118,7 +118,7 @@ final class EmbeddedIngress {
         try channel.pipeline.syncOperations.addHandlers([reads, handler])
         try channel.connect(to: SocketAddress(ipAddress: "127.0.0.1", port: 2525)).wait()
         advance(.milliseconds(1))
-        let embedded = EmbeddedSession(channel: channel, reads: reads)
+        let embedded = EmbeddedSession(channel: channel, reads: reads, handler: handler)
         #expect(try embedded.replies().hasPrefix("220 relay.test"))
         return embedded
     }
@@ -150,6 +150,7 @@ final class ReadCounter: ChannelOutboundHandler {
 struct EmbeddedSession {
     let channel: EmbeddedChannel
     let reads: ReadCounter
+    let handler: IngressHandler
 
     /// Sends in one read, runs the tick, gives the replies back.
     func send(_ text: String) throws -> String {

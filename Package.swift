@@ -44,8 +44,6 @@ func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 func fixtures(of name: String) -> [String] {
     switch name {
     case "BatonDNSTests": ["Fixtures"]
-    // Written against an earlier shape of the modules and never compiled: they wait to be mended.
-    case "BatonNodeTests": ["AdminRoutesTests.swift", "AdminServerTests.swift", "MetricsTests.swift"]
     case "Fuzz": ["README.md", "run", "Targets", "corpus"]
     default: []
     }

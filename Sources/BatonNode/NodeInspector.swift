@@ -29,7 +29,7 @@ struct NodeInspector: NodeInspecting {
             case .starting: .starting
             case .stopping: .draining
             // No mail can be taken any more; what is queued is still delivered.
-            case .serving where stats.laneDead: .stopped
+            case .serving where stats.laneDead: .failed
             case .serving: reasons.isEmpty ? .serving : .degraded
             }
         return HealthReport(
@@ -96,7 +96,7 @@ struct NodeInspector: NodeInspecting {
         switch filter.sender {
         case .address(let address): queueFilter.sender = address
         case .domain(let domain): queueFilter.senderDomain = domain
-        case .null: throw ProblemReport(400, "Bad Request", "listing by the null sender is not supported")
+        case .null: queueFilter.nullSender = true
         case nil: break
         }
         if let state = filter.state {

@@ -101,7 +101,7 @@ extension PartitionState {
     /// next one. Mail that comes or goes between pages may be missed or not; nothing is shown twice.
     func list(_ filter: QueueFilter, limit: Int, cursor: UInt64?) -> QueuePage {
         let wanted = min(max(limit, 1), QueueLimits.pageRows)
-        let sender = filter.sender.map { SenderHash.address($0) }
+        let sender = filter.nullSender ? SenderHash.address(nil) : filter.sender.map { SenderHash.address($0) }
         let senderDomain = filter.senderDomain.map { SenderHash.domain($0) }
         var rows: [QueueRow] = []
         let start = UInt32(clamping: cursor ?? 0)

@@ -77,16 +77,19 @@ package struct QueueFilter: Sendable {
     package var domain: Domain?
     package var site: [UInt8]?
     package var sender: MailAddress?
+    /// Mail with the null reverse-path alone; `sender` is nil then.
+    package var nullSender: Bool
     package var senderDomain: Domain?
     package var state: QueueJobState?
 
     package init(
-        domain: Domain? = nil, site: [UInt8]? = nil, sender: MailAddress? = nil, senderDomain: Domain? = nil,
-        state: QueueJobState? = nil
+        domain: Domain? = nil, site: [UInt8]? = nil, sender: MailAddress? = nil, nullSender: Bool = false,
+        senderDomain: Domain? = nil, state: QueueJobState? = nil
     ) {
         self.domain = domain
         self.site = site
         self.sender = sender
+        self.nullSender = nullSender
         self.senderDomain = senderDomain
         self.state = state
     }

@@ -30,10 +30,13 @@ struct Queue: ParsableCommand {
             return all.compactMap { name, value in value.map { (name, $0) } }
         }
 
+        /// Sites are listed for all mail or for one of them: what else restricts recipients says nothing about sites.
+        var showsSites: Bool { domain == nil && sender == nil && state == nil }
+
         func run() throws {
             let (queue, list) = try options.asking { client in
                 (
-                    try client.get("/api/v1/queue", query: query.filter { $0.0 != "state" }),
+                    try client.get("/api/v1/queue", query: query.filter { ["site", "limit"].contains($0.0) }),
                     try client.get("/api/v1/queue/messages", query: query)
                 )
             }
@@ -42,7 +45,8 @@ struct Queue: ParsableCommand {
                 return
             }
             try options.asking { _ in
-                let queue = try AdminClient.decode(QueueReport.self, from: queue)
+                var queue = try AdminClient.decode(QueueReport.self, from: queue)
+                if !showsSites { queue.sites = [] }
                 let list = try AdminClient.decode(QueueListReport.self, from: list)
                 Output.line(AdminText.queue(queue))
                 if !list.messages.isEmpty { Output.line("\n" + AdminText.list(list)) }

@@ -136,7 +136,7 @@ func strangerWhoIsAnswered(_ authorization: String?) async throws {
     let node = FakeNode()
     let routes = try routes(node)
     let expected: [(HealthReport.State, Int)] = [
-        (.starting, 503), (.serving, 200), (.degraded, 200), (.draining, 503), (.stopped, 503),
+        (.starting, 503), (.serving, 200), (.degraded, 200), (.draining, 503), (.failed, 503),
     ]
     for (state, status) in expected {
         node.state.withLock { $0.state = state }

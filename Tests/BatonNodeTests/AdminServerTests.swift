@@ -1,10 +1,13 @@
 // The admin HTTP over a real loopback socket, asked by Baton's own client and by raw bytes; the commands on top.
+import ArgumentParser
 import BatonCore
 import BatonModel
 import Foundation
 import Glibc
 import Logging
+import NIOCore
 import NIOPosix
+import Synchronization
 import Testing
 
 @testable import BatonNode

@@ -27,7 +27,8 @@ package struct HealthReport: Codable, Sendable {
         case serving
         case degraded
         case draining
-        case stopped
+        /// The spool takes no mail any more: a disk failed.
+        case failed
     }
 
     package struct Disk: Codable, Sendable {

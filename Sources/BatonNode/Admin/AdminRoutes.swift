@@ -224,9 +224,9 @@ struct AdminQuery {
         return Domain(text)
     }
 
-    /// `a@b`, `@b`, or `<>`.
+    /// `a@b`, `@b`, or the null reverse-path, `<>` or nothing.
     static func sender(_ text: String) throws(ProblemReport) -> AdminSender {
-        if text == "<>" { return .null }
+        if text == "<>" || text.isEmpty { return .null }
         if text.hasPrefix("@") { return .domain(try domain(String(text.dropFirst()))) }
         guard let address = MailAddress(text) else { throw bad("sender is an address, @domain or <>") }
         return .address(address)

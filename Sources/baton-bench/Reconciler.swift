@@ -242,11 +242,14 @@ struct KillAccount: Sendable {
     /// Longest time from an answer to the kill that cut its record (nanoseconds).
     private(set) var longest: Int64 = 0
 
-    /// Times of CLOCK_MONOTONIC; `kills` ascending. The sink's answer may be noted up to 50 ms after the kill.
+    /// How long after a kill the sink may still read, and answer, what the dead relay had sent (nanoseconds).
+    static let lateAnswer: Int64 = 500_000_000
+
+    /// Times of CLOCK_MONOTONIC; `kills`, ascending, are taken when the process is gone.
     init(repeated: [Int64], kills: [Int64]) {
         var counts: [Int64: Int] = [:]
         for first in repeated {
-            guard let kill = kills.first(where: { $0 >= first - 50_000_000 }), kill - first <= Self.window else {
+            guard let kill = kills.first(where: { $0 >= first - Self.lateAnswer }), kill - first <= Self.window else {
                 unexplained += 1
                 continue
             }

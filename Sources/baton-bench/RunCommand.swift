@@ -184,8 +184,8 @@ struct ScenarioRunner {
                 throw BenchError("interrupted")
             }
             if let due = nextKill, baton_clock_monotonic() >= due, let wanted = plan.kill, kills.count < wanted.times {
-                kills.append(baton_clock_monotonic())
                 if wanted.gently { relay?.process.stop(grace: 30_000_000_000) } else { relay?.process.kill9() }
+                kills.append(baton_clock_monotonic())
                 cpu += relay?.process.cpuSeconds ?? 0
                 relay = Relay(process: try ChildProcess(command, log: "\(folder)/relay.log"))
                 nextKill = killTime()

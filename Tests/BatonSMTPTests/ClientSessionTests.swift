@@ -149,6 +149,23 @@ private let pipelining = ["PIPELINING", "8BITMIME", "SIZE 1000000", "DSN", "ENHA
                 + "RCPT TO:<ü@example.test> NOTIFY=SUCCESS,FAILURE ORCPT=utf-8;x\r\nDATA\r\n")
     }
 
+    /// An ORCPT in UTF-8 goes as it is only in a transaction with SMTPUTF8 (RFC 6533 3).
+    @Test func originalRecipientInUTF8SentWithoutSMTPUTF8() {
+        let orcpt = "utf-8;j\u{f6}\u{1f600}+2Bx@d.test"
+        for (offers, to, expected) in [
+            (["DSN"], "a@d.test", "utf-8;j\\x{F6}\\x{1F600}+2Bx@d.test"),
+            (["DSN", "SMTPUTF8"], "a@d.test", "utf-8;j\\x{F6}\\x{1F600}+2Bx@d.test"),
+            (["DSN", "SMTPUTF8"], "\u{fc}@d.test", orcpt),
+        ] {
+            var run = SessionRun.ready(["PIPELINING"] + offers)
+            run.send(.begin(transaction(to: [to], flags: .smtpUTF8, orcpt: orcpt)))
+            #expect(run.takeWritten().contains(" ORCPT=\(expected)\r\n"), "\(offers) \(to)")
+        }
+        var long = SessionRun.ready(["PIPELINING", "DSN"])
+        long.send(.begin(transaction(flags: .smtpUTF8, orcpt: "utf-8;" + String(repeating: "\u{fc}", count: 200))))
+        #expect(long.takeWritten().contains("RCPT TO:<a@example.test>\r\n"))
+    }
+
     @Test func parametersSentToPeerWithoutExtension() {
         var run = SessionRun.ready(["PIPELINING"])
         run.send(

@@ -275,6 +275,16 @@ func nulOrBareLineEndInACommand(line: String) {
     #expect(codes(dialogue.send("MAIL FROM:<é@b.test> SMTPUTF8\r\nRCPT TO:<é@bücher.test>\r\n")) == ["250", "250"])
 }
 
+@Test func originalRecipientBeyondASCIINeedsSMTPUTF8() {
+    var dialogue = ServerDialogue()
+    dialogue.greet()
+    _ = dialogue.send("MAIL FROM:<a@b.test>\r\n")
+    #expect(dialogue.send("RCPT TO:<c@d.test> ORCPT=utf-8;\u{e9}@d.test\r\n").hasPrefix("553 5.6.7"))
+    #expect(codes(dialogue.send("RCPT TO:<c@d.test> ORCPT=utf-8;\\x{E9}@d.test\r\n")) == ["250"])
+    #expect(codes(dialogue.send("RSET\r\nMAIL FROM:<a@b.test> SMTPUTF8\r\n")) == ["250", "250"])
+    #expect(codes(dialogue.send("RCPT TO:<c@d.test> ORCPT=utf-8;\u{e9}@d.test\r\n")) == ["250"])
+}
+
 @Test func refusedSyntaxHasItsCode() {
     var dialogue = ServerDialogue()
     dialogue.greet()

@@ -1,4 +1,5 @@
 // The commands of a mail transaction as octets, with the parameters that the peer's extensions allow.
+import BatonCore
 import BatonModel
 import NIOCore
 
@@ -101,14 +102,16 @@ enum ClientCommands {
             let recipient = all[Int(transaction.recipients[position])]
             buffer.writeBytes(recipient.address.bytes)
             buffer.writeStaticString(">")
-            if peer.dsn, !isLMTP { writeNotify(recipient, into: &buffer) }
+            if peer.dsn, !isLMTP {
+                writeNotify(recipient, utf8: peer.smtpUTF8 && needsUTF8(transaction), into: &buffer)
+            }
         } else {
             buffer.writeStaticString(">")
         }
         buffer.writeStaticString("\r\n")
     }
 
-    private static func writeNotify(_ recipient: EnvelopeRecipient, into buffer: inout ByteBuffer) {
+    private static func writeNotify(_ recipient: EnvelopeRecipient, utf8: Bool, into buffer: inout ByteBuffer) {
         if !recipient.notify.isEmpty {
             buffer.writeStaticString(" NOTIFY=")
             if recipient.notify.contains(.never) {
@@ -124,9 +127,25 @@ enum ClientCommands {
                 }
             }
         }
-        if !recipient.originalRecipient.isEmpty {
+        let original = utf8 ? recipient.originalRecipient : inASCII(recipient.originalRecipient)
+        if !original.isEmpty {
             buffer.writeStaticString(" ORCPT=")
-            buffer.writeBytes(recipient.originalRecipient)
+            buffer.writeBytes(original)
         }
+    }
+
+    /// An ORCPT that came in UTF-8, for a transaction without SMTPUTF8: `\x{F6}` for each character above 127 (RFC 6533 3,
+    /// utf-8-addr-xtext). Empty where it then is longer than an ORCPT may be.
+    private static func inASCII(_ original: [UInt8]) -> [UInt8] {
+        guard original.contains(where: { $0 >= 0x80 }) else { return original }
+        var out: [UInt8] = []
+        for scalar in String(decoding: original, as: UTF8.self).unicodeScalars {
+            if scalar.isASCII {
+                out.append(UInt8(truncatingIfNeeded: scalar.value))
+            } else {
+                out.append(contentsOf: Array("\\x{\(String(scalar.value, radix: 16, uppercase: true))}".utf8))
+            }
+        }
+        return out.count <= Limits.orcptOctets ? out : []
     }
 }

@@ -186,6 +186,10 @@ extension ServerSession {
             }
             guard client.mayRelay else { return refuse(recipient, .relayDenied, at: now, &output) }
         }
+        if !draft.parameters.smtpUTF8, parameters.originalRecipient.contains(where: { $0 >= 0x80 }) {
+            draft.refused += 1
+            return answer(.needsSMTPUTF8, &output)
+        }
         // A stranger may write to the postmaster, and his sender address may be anybody's: no reports go there.
         let wanted = EnvelopeRecipient(
             address: recipient ?? settings.postmaster, notify: client.mayRelay ? parameters.notify : .never,

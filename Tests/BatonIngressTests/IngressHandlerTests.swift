@@ -1,6 +1,5 @@
 // The handler on an embedded loop: batching, back-pressure, memory, timers, stop; and what is put in front of a message.
 import BatonCore
-import BatonMail
 import BatonModel
 import BatonSMTP
 import NIOCore
@@ -32,43 +31,6 @@ private let message = "Subject: x\r\n\r\nHello\r\n.\r\n"
     let lines = text.split(separator: "\r\n", omittingEmptySubsequences: false)
     #expect(traits.longestLine == lines.map(\.utf8.count).max())
     #expect(submission.envelope.client == Array("127.0.0.1".utf8) && submission.envelope.sessionID == 1)
-}
-
-/// What the envelope says about a body is what the body is: delivery goes by it, octet for octet.
-@Test(arguments: ListenerServices.all)
-func traitsThatAreNotTheBodys(service: ListenerService) throws {
-    let ingress = EmbeddedIngress()
-    let session = try ingress.connect(1, service: service)
-    let bodies = [
-        "Subject: x\r\n\r\nHello\r\n", "\r\n", "\r\n.dot\r\n..\r\n", "Subject: \u{fc}\r\n\r\nx\r\n",
-        "Subject: x\r\n\r\n\u{fc}\r\n", "Subject: x\r\n", "no header\r\n", "Date: d\r\nMessage-ID: <1@x>\r\n\r\n",
-        "Subject: x\r\n\r\n" + String(repeating: "y", count: 5_000) + "\r\n", "",
-    ]
-    _ = try session.send("EHLO client.test\r\n")
-    for body in bodies {
-        for chunked in [false, true] {
-            let begin = "MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\n"
-            if chunked {
-                #expect(try session.send(begin + "BDAT \(body.utf8.count) LAST\r\n" + body).contains("queued as"))
-            } else {
-                _ = try session.send(begin + "DATA\r\n")
-                let stuffed = body.replacing("\r\n.", with: "\r\n..")
-                #expect(try session.send(stuffed + ".\r\n").hasPrefix("250"))
-            }
-        }
-    }
-    // And a body without its last CRLF, which only BDAT can bring.
-    _ = try session.send("MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nBDAT 6 LAST\r\n\r\nopen")
-    #expect(ingress.spool.submissions.count == 2 * bodies.count + 1)
-    for submission in ingress.spool.submissions {
-        let octets = BatonIngressTests.body(of: submission)
-        #expect(submission.envelope.traits == BodyTraits.measured(octets), "\(String(buffer: octets))")
-    }
-    #expect(ingress.spool.submissions.filter { !$0.envelope.traits.endsWithCRLF }.count == 1)
-}
-
-private enum ListenerServices {
-    static let all: [ListenerService] = [.relay, .submission]
 }
 
 @Test func submissionAddsDateAndMessageIDWhereMissing() throws {

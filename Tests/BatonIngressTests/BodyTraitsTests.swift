@@ -85,6 +85,38 @@ func traitsThatAreNotTheStreamsWhole(round: Int) throws {
     #expect(submission.envelope.traits == BodyTraits.measured(stored), "seed \(seed)")
 }
 
+/// The only octet above 127 stands near a place where a piece ends or begins, where the header's length still means something.
+@Test(arguments: [
+    -2, -1, 0, 1, 13, 14, 300, 100_000, Limits.fragmentSize - 1, Limits.fragmentSize, Limits.fragmentSize + 5,
+])
+func loneEightBitOctetOverlookedNearAPiecesEdge(offset: Int) throws {
+    let head = Array("Subject: x\r\n\r\n".utf8)
+    let line = Array((String(repeating: "e", count: 998) + "\r\n").utf8)
+    var content = head
+    while content.count < IncomingBody.wholeMax + 3 * Limits.fragmentSize { content += line }
+    var place = IncomingBody.wholeMax + offset
+    if content[place] < 0x20 { place -= 4 }
+    content[place] = 0xe9
+    let ingress = EmbeddedIngress()
+    let session = try ingress.connect(1)
+    _ = try session.send("EHLO client.test\r\n")
+    _ = try session.send("MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n")
+    var rest = (content + Array(".\r\n".utf8))[...]
+    var replies = ""
+    while !rest.isEmpty {
+        let piece = rest.prefix(30_000)
+        rest = rest.dropFirst(piece.count)
+        try session.channel.writeInbound(ByteBuffer(bytes: piece))
+        ingress.loop.run()
+        replies += try session.replies()
+    }
+    #expect(replies.hasPrefix("250"))
+    let stored = try #require(ingress.spool.state.withLock { $0.streams.values.first })
+    let traits = try #require(ingress.spool.submissions.first?.envelope.traits)
+    #expect(traits == BodyTraits.measured(stored))
+    #expect(traits.hasEightBitBody && !traits.hasEightBitHeader)
+}
+
 private enum ListenerServices {
     static let all: [ListenerService] = [.relay, .submission]
 }

@@ -1,5 +1,6 @@
 // Fuzz entries for what a client sends: command lines, whole dialogues, DATA.
 import BatonCore
+import BatonMail
 import BatonModel
 import NIOCore
 
@@ -69,6 +70,9 @@ private func converse(_ pieces: [[UInt8]], normalize: Bool) throws -> Dialogue {
                     let content = session.takeContent().octets.dropFirst(IncomingBody.headroom)
                     try hold(
                         content.count == message.traits.length, "\(content.count) octets, not \(message.traits.length)")
+                    var measured = BodyTraits.measured(ByteBuffer(bytes: content))
+                    measured.crc32c = message.traits.crc32c
+                    try hold(measured == message.traits, "traits that are not the body's: \(message.traits)")
                     try hold(isCleanText(content), "an accepted message with a bare CR, a bare LF or NUL")
                     try hold(!message.recipients.isEmpty && message.recipients.count <= 5, "recipients")
                     dialogue.messages.append(Array(content))
@@ -147,6 +151,7 @@ private struct Framed: Equatable {
     var violation: FramingViolation?
     var dots = 0
     var longest = 0
+    var endsWithCRLF = false
 }
 
 private func frame(_ pieces: [[UInt8]], _ kind: DataFraming.Kind, normalize: Bool) -> Framed {
@@ -164,6 +169,7 @@ private func frame(_ pieces: [[UInt8]], _ kind: DataFraming.Kind, normalize: Boo
     framed.violation = framing.violation
     framed.dots = framing.leadingDots
     framed.longest = framing.longestLine
+    framed.endsWithCRLF = framing.endsWithCRLF
     return framed
 }
 
@@ -214,7 +220,10 @@ private func framedByTheBook(_ stream: [UInt8], normalize: Bool) -> (content: [U
     try hold(whole == split, "cut otherwise, the body differs: \(whole) // \(split)")
     if kind == .counted, !normalize { try hold(whole.content == stream, "BDAT changed") }
     guard kind == .dotted else { return }
-    if whole.ended { try hold(isCleanText(whole.content), "bare CR, bare LF or NUL got in") }
+    if whole.ended {
+        try hold(isCleanText(whole.content), "bare CR, bare LF or NUL got in")
+        try hold(whole.endsWithCRLF, "DATA without its last CRLF")
+    }
     if let book = framedByTheBook(stream, normalize: normalize) {
         try hold(whole.ended && whole.used == book.used, "the end is at \(book.used), not \(whole.used)")
         try hold(whole.content == book.content, "the body differs from the book's")

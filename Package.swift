@@ -158,8 +158,8 @@ let beside: [Target] = [
     tests(
         "BatonNodeTests",
         [
-            "BatonNode", "baton", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix, logging, metrics,
-            arguments,
+            "BatonNode", "baton", "BatonQueue", "BatonDelivery", "BatonModel", "BatonRuntime", "BatonCore", nioCore,
+            nioPosix, logging, metrics, arguments,
         ]),
     tests("BatonBenchTests", ["baton-bench", "BatonCore", "BatonModel", nioCore, arguments]),
     tests("NodeIntegrationTests", ["baton", "baton-bench", "BatonCore", nioCore, nioPosix]),

@@ -3,26 +3,55 @@ import BatonCore
 import BatonModel
 import BatonQueue
 import BatonSpool
+import Glibc
 import Metrics
 import Synchronization
 
-/// The spool's `JobReceiving`. Runs on the writer's thread (and recovery's), once per commit; never blocks.
+/// A partition as durable mail comes to it. Any thread.
+protocol MailTaking: Sendable {
+    /// Takes fresh mail whatever waits already.
+    func receive(_ messages: [AcceptedMessage])
+    /// False, and nothing taken, while too much waits already.
+    func offer(_ messages: [AcceptedMessage]) -> Bool
+}
+
+extension QueuePartition: MailTaking {}
+
+/// The spool's `JobReceiving`. Runs on the writer's thread, once per commit, and never blocks there. On recovery's thread it
+/// waits while a partition's mailbox is full, so that a restart with millions of queued messages holds no more of them on the
+/// way than the mailbox may.
 ///
 /// Reception events are recorded before any partition sees the message, so that a final event never comes first.
 final class IntakeRelay: JobReceiving, UnreportedReceiving {
+    /// Recovered messages that are offered at once.
+    static let recoveredBatch = 1_024
+    /// How long recovery waits before it offers again.
+    private static let pause: UInt32 = 500
+
     private let events: any EventRecording
-    private let partitions: [QueuePartition]
+    private let partitions: [any MailTaking]
     private let time: any TimeSource
     private let received = Counter(label: "baton_messages_received_total")
     private let receivedRecipients = Counter(label: "baton_recipients_received_total")
 
-    init(events: any EventRecording, partitions: [QueuePartition], time: any TimeSource) {
+    init(events: any EventRecording, partitions: [any MailTaking], time: any TimeSource) {
         self.events = events
         self.partitions = partitions
         self.time = time
     }
 
     func receive(_ messages: [AcceptedMessage]) {
+        guard messages.contains(where: { $0.progress != nil }) else { return take(messages, waits: false) }
+        var start = 0
+        while start < messages.count {
+            let end = min(start + Self.recoveredBatch, messages.count)
+            take(Array(messages[start..<end]), waits: true)
+            start = end
+        }
+    }
+
+    /// `waits`: on recovery's thread, which may block.
+    private func take(_ messages: [AcceptedMessage], waits: Bool) {
         let now = time.now()
         var receptions: [MailEvent] = []
         receptions.reserveCapacity(messages.count)
@@ -34,7 +63,7 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
                 receptions.append(
                     MailEvent(
                         type: .reception, at: at, envelope: envelope, recipient: UInt32(index), attempts: 0,
-                        reply: Self.acceptance(of: envelope.id)))
+                        reply: Self.acceptance(of: envelope.id), peer: Self.client(of: envelope)))
             }
             if message.progress == nil { fresh += 1 }
         }
@@ -44,7 +73,7 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
             receivedRecipients.increment(by: Int64(receptions.count))
         }
         if partitions.count == 1 {
-            partitions[0].receive(messages)
+            hand(messages, to: partitions[0], waits: waits)
             return
         }
         // A partition takes only the recipients that hash to it; a message is shown to those that have one.
@@ -54,8 +83,13 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
                     $0.address.domain.stableHash % UInt64(partitions.count) == UInt64(index)
                 }
             }
-            if !mine.isEmpty { partition.receive(mine) }
+            if !mine.isEmpty { hand(mine, to: partition, waits: waits) }
         }
+    }
+
+    private func hand(_ messages: [AcceptedMessage], to partition: any MailTaking, waits: Bool) {
+        guard waits else { return partition.receive(messages) }
+        while !partition.offer(messages) { usleep(Self.pause) }
     }
 
     // MARK: Recovery
@@ -78,7 +112,7 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
                 missing.append(
                     MailEvent(
                         type: .reception, at: envelope.arrival, envelope: envelope, recipient: UInt32(index),
-                        attempts: 0, reply: Self.acceptance(of: envelope.id)))
+                        attempts: 0, reply: Self.acceptance(of: envelope.id), peer: Self.client(of: envelope)))
             }
         }
         events.record(missing)
@@ -93,6 +127,11 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
         case .adminBounced: .adminBounce
         case .delayNoticeSent: .delayNotice
         }
+    }
+
+    /// Who handed the message in; nil for Baton's own reports.
+    private static func client(of envelope: Envelope) -> PeerName? {
+        envelope.client.isEmpty ? nil : PeerName(name: [], address: envelope.client)
     }
 
     /// The reply that the client got, for the event's `response`.

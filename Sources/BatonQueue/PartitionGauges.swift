@@ -8,6 +8,7 @@ import Synchronization
 /// Counters that any thread reads. Written by the partition once per batch, and by `admit` as mail enters the mailbox.
 final class PartitionGauges: Sendable {
     private let jobs = Atomic<Int>(0)
+    private let load = Atomic<Int>(0)
     private let jobsMax: Atomic<Int>
     private let residentBytes = Atomic<Int>(0)
     private let residentMax: Atomic<Int>
@@ -39,10 +40,17 @@ final class PartitionGauges: Sendable {
 
     /// Whether admission is to refuse new mail.
     var isFull: Bool {
-        jobs.load(ordering: .relaxed) + waitingJobs.load(ordering: .relaxed) >= jobsMax.load(ordering: .relaxed)
+        load.load(ordering: .relaxed) + waitingJobs.load(ordering: .relaxed) >= jobsMax.load(ordering: .relaxed)
     }
 
     var jobCount: Int { jobs.load(ordering: .relaxed) + waitingJobs.load(ordering: .relaxed) }
+
+    /// Whether recovered mail may enter the mailbox: it waits by recipients, not by messages, since one may have thousands.
+    func hasRoom(for messages: [AcceptedMessage], max: Int) -> Bool {
+        let waiting = waitingJobs.load(ordering: .relaxed)
+        let more = messages.reduce(0) { $0 + ($1.progress?.count ?? $1.envelope.recipients.count) }
+        return waiting == 0 || waiting + more <= max
+    }
 
     /// Counts mail into the mailbox; bodies over the memory budget are let go here already, so that a loop that is late does
     /// not pile them up.
@@ -78,8 +86,9 @@ final class PartitionGauges: Sendable {
         waitingBytes.subtract(bytes, ordering: .relaxed)
     }
 
-    func publish(jobs: Int, residentBytes: Int) {
+    func publish(jobs: Int, load: Int, residentBytes: Int) {
         self.jobs.store(jobs, ordering: .relaxed)
+        self.load.store(load, ordering: .relaxed)
         self.residentBytes.store(residentBytes, ordering: .relaxed)
     }
 

@@ -71,7 +71,10 @@ struct PartitionState: ~Copyable {
         }
     }
 
-    var isFull: Bool { jobs.all >= configuration.jobsMax }
+    var isFull: Bool { load >= configuration.jobsMax }
+
+    /// Jobs, with what destinations cost beside them: mail to a million domains is more than a million slots.
+    var load: Int { jobs.all + (destinations.count - destinations.idleCount) * QueueLimits.jobsPerDestination }
 
     private func owns(_ domain: Domain) -> Bool {
         count == 1 || domain.stableHash % UInt64(count) == UInt64(index)

@@ -64,7 +64,8 @@ package struct QueueConfiguration: Sendable {
     /// Bytes of bodies and envelopes that may stay in memory until their first attempt: this partition's part of
     /// `limits.memory`.
     package var residentBytes: Int
-    /// Jobs past which `isFull` tells admission to refuse mail.
+    /// Jobs past which `isFull` tells admission to refuse mail; a destination with mail counts as
+    /// `QueueLimits.jobsPerDestination` of them.
     package var jobsMax: Int
     /// Seed of the jitter.
     package var seed: UInt64
@@ -88,6 +89,12 @@ package struct QueueConfiguration: Sendable {
 package enum QueueLimits {
     /// Default of `QueueConfiguration.jobsMax`.
     package static let jobsMax = 10_000_000
+    /// Octets of memory that a recipient costs at most, alone in its message: slot 64, message 96, index 8, and the spool's
+    /// ledger 12 to 24.
+    package static let jobOctets = 192
+    /// What a destination with mail costs, in jobs: its record, name, timer, queue of the ready board, and its entries on the
+    /// delivery side.
+    package static let jobsPerDestination = 4
     /// Messages waiting in the mailbox into the loop before `offer` refuses.
     package static let mailboxMessages = 65_536
     /// Different last replies kept in memory; further ones keep code and status without text.

@@ -93,8 +93,10 @@ package actor QueuePartition {
         intake.deliver(gauges.admit(messages))
     }
 
-    /// For recovery: false, and nothing taken, when `QueueLimits.mailboxMessages` wait already; try again later. Any thread.
+    /// For recovery: false, and nothing taken, when `QueueLimits.mailboxMessages` messages or recipients wait already; try again
+    /// later. Any thread.
     package nonisolated func offer(_ messages: [AcceptedMessage]) -> Bool {
+        guard gauges.hasRoom(for: messages, max: QueueLimits.mailboxMessages) else { return false }
         let admitted = gauges.admit(messages)
         if intake.offer(admitted) { return true }
         gauges.taken(admitted)
@@ -142,7 +144,7 @@ package actor QueuePartition {
             }
         }
         performing = false
-        gauges.publish(jobs: state.jobs.all, residentBytes: state.messages.residentBytes)
+        gauges.publish(jobs: state.jobs.all, load: state.load, residentBytes: state.messages.residentBytes)
         arm(again: rounds == Self.rounds)
     }
 

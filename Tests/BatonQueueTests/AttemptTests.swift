@@ -290,7 +290,8 @@ private func asksNotice(_ decision: RecipientDecision?) -> Bool {
 }
 
 @Test func partitionAcceptsForEver() {
-    let harness = Harness(QueueConfiguration(jobsMax: 3, seed: 1))
+    // The one destination counts too.
+    let harness = Harness(QueueConfiguration(jobsMax: 3 + QueueLimits.jobsPerDestination, seed: 1))
     harness.receive(message(1, to: ["a@x.test", "b@x.test"]))
     #expect(!harness.isFull)
     // What was promised is taken, and then admission is told.
@@ -309,4 +310,28 @@ private func asksNotice(_ decision: RecipientDecision?) -> Bool {
     #expect(harness.show(1)[0].ref == old)
     harness.state.relocate(messageID(1), from: old, to: new)
     #expect(harness.pull()[0].message == new)
+}
+
+@Test func destinationsPileUpBesideTheJobs() {
+    // As many recipients as in `partitionAcceptsForEver`, each with a domain of its own.
+    let harness = Harness(QueueConfiguration(jobsMax: 3 + QueueLimits.jobsPerDestination, seed: 1))
+    harness.receive(message(1, to: ["a@x.test", "b@y.test"]))
+    #expect(harness.isFull)
+    #expect(harness.state.load == 2 + 2 * QueueLimits.jobsPerDestination)
+}
+
+@Test func nullSenderListsEverybody() {
+    let harness = Harness()
+    harness.receive(message(1, to: ["a@x.test"]))
+    let envelope = Envelope(
+        id: messageID(2), arrival: start, sender: nil,
+        recipients: [EnvelopeRecipient(address: address("b@x.test"))], traits: .empty)
+    harness.receive(
+        AcceptedMessage(
+            ref: StoredMessageRef(segment: 0, record: 2), envelope: envelope, body: nil, progress: nil,
+            receptionRecorded: true))
+    let all = harness.state.list(QueueFilter(), limit: 10, cursor: nil).rows.map(\.message)
+    let none = harness.state.list(QueueFilter(nullSender: true), limit: 10, cursor: nil).rows.map(\.message)
+    #expect(Set(all) == [messageID(1), messageID(2)])
+    #expect(none == [messageID(2)])
 }

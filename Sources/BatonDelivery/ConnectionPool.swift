@@ -15,6 +15,8 @@ struct DeliveryJob {
     var recipients: [PulledRecipient]
     var envelope: Envelope?
     var body: StoredBody?
+    /// Its part of the loop's `BodyBudget`, for a body that was read back.
+    var lease: BodyLease?
     var resent = false
     var sessions = 0
     var hostsWithout = 0
@@ -255,11 +257,15 @@ package actor ConnectionPool {
         let now = context.time.now()
         guard !isDraining, now >= pullsBlockedUntil, let handler = links[id]?.handler.value, handler.session.isReady
         else { return post(.starved(id)) }
+        // The dispatcher's tick asks again.
+        guard context.shared.budget.hasRoom(under: context.shared.configuration.bodyMemory) else {
+            return post(.starved(id))
+        }
         if let rate = plan.limits.messagesPerSecond {
             let granted = context.permits.takeMessages(site: plan.name, perSecond: rate, wanted: 1, now: now)
             guard granted > 0 else { return post(.starved(id)) }
         }
-        var recipients = context.shared.configuration.recipientsPerTransaction
+        var recipients = plan.limits.recipientsPerTransaction
         if let most = handler.session.capabilities.recipientsMax { recipients = min(recipients, most) }
         let pulled = context.source.pull(site, transactions: 1, recipients: max(1, recipients))
         guard let transaction = pulled.first else { return post(.starved(id)) }
@@ -279,6 +285,7 @@ package actor ConnectionPool {
         if job.envelope != nil, job.body != nil {
             begin(id)
         } else {
+            links[id]?.job?.lease = BodyLease(context.shared.budget)
             context.read(job.message, .message, for: self, id)
         }
     }
@@ -300,8 +307,16 @@ package actor ConnectionPool {
         switch outcome {
         case .message(let envelope, let body):
             guard !link.began else { return }
+            if case .fragmented = body,
+                !context.shared.budget.mayStream(under: context.shared.configuration.bodyMemory)
+            {
+                // Others stream: this one waits in the queue, at no cost to its attempts.
+                pullsBlockedUntil = context.time.now() + DeliveryLimits.readPause
+                return abandon(id, job, .returned)
+            }
             links[id]?.job?.envelope = envelope
             links[id]?.job?.body = body
+            links[id]?.job?.lease?.settle(body)
             begin(id)
         case .fragment(let bytes):
             guard link.began else { return }

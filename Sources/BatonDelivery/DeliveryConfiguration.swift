@@ -18,6 +18,8 @@ package struct DeliveryConfiguration: Sendable {
     /// Transactions on a connection before it is closed; 0: no limit.
     package var messagesPerConnection = 1000
     package var recipientsPerTransaction = 100
+    /// Octets of bodies read back from the spool that this loop's transactions may hold (`BodyBudget`).
+    package var bodyMemory = 128 * ByteCount.mebi
     package var timeouts = DeliveryTimeouts()
     /// First match wins.
     package var sites: [SiteRule] = []
@@ -86,16 +88,18 @@ package struct SiteRule: Hashable, Sendable {
     package var connections: Int?
     package var messagesPerSecond: Double?
     package var messagesPerConnection: Int?
+    package var recipientsPerTransaction: Int?
 
     package init(
         match: Match, name: [UInt8]? = nil, connections: Int? = nil, messagesPerSecond: Double? = nil,
-        messagesPerConnection: Int? = nil
+        messagesPerConnection: Int? = nil, recipientsPerTransaction: Int? = nil
     ) {
         self.match = match
         self.name = name
         self.connections = connections
         self.messagesPerSecond = messagesPerSecond
         self.messagesPerConnection = messagesPerConnection
+        self.recipientsPerTransaction = recipientsPerTransaction
     }
 
     func matches(_ domain: Domain, bestHost: [UInt8]?) -> Bool {

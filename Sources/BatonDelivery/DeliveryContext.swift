@@ -71,6 +71,7 @@ final class DeliveryShared {
     var reads: [UInt64: (pool: ConnectionPool, connection: ConnectionID)] = [:]
     var nextRead: UInt64 = 0
     var tally = DeliveryTally()
+    let budget = BodyBudget()
     var configuration: DeliveryConfiguration
 
     init(configuration: DeliveryConfiguration) { self.configuration = configuration }

@@ -38,15 +38,18 @@ package struct SiteLimits: Hashable, Sendable {
     package var messagesPerConnection: Int
     package var messagesPerSecond: Double?
     package var idle: TimeSpan
+    /// Of one domain in a transaction.
+    package var recipientsPerTransaction: Int
 
     package init(
         connections: Int, messagesPerConnection: Int = 0, messagesPerSecond: Double? = nil,
-        idle: TimeSpan = .seconds(30)
+        idle: TimeSpan = .seconds(30), recipientsPerTransaction: Int = 100
     ) {
         self.connections = max(1, connections)
         self.messagesPerConnection = messagesPerConnection
         self.messagesPerSecond = messagesPerSecond
         self.idle = idle
+        self.recipientsPerTransaction = max(1, recipientsPerTransaction)
     }
 }
 

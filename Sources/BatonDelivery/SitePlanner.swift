@@ -137,7 +137,8 @@ package struct SitePlanner: Sendable {
             limits: SiteLimits(
                 connections: rule?.connections ?? configuration.connectionsPerSite,
                 messagesPerConnection: rule?.messagesPerConnection ?? configuration.messagesPerConnection,
-                messagesPerSecond: rule?.messagesPerSecond, idle: configuration.timeouts.idle),
+                messagesPerSecond: rule?.messagesPerSecond, idle: configuration.timeouts.idle,
+                recipientsPerTransaction: rule?.recipientsPerTransaction ?? configuration.recipientsPerTransaction),
             privateAllowed: isRoute || configuration.allowPrivateAddresses, expires: expires)
     }
 

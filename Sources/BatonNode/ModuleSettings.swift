@@ -8,10 +8,33 @@ import BatonModel
 import BatonQueue
 import BatonSMTP
 import BatonSpool
+import NIOCore
+
+/// How `limits.memory` is divided. What has no share (programme text, resolver, DNS cache, event log, allocator) lives in the
+/// 128 MiB that the contract allows beside it.
+struct MemoryShares: Equatable {
+    /// Octets of bodies on their way in, until the spool has written them: a quarter.
+    let incoming: Int
+    /// Octets of bodies that stay in memory until their first attempt: a quarter. Over it they are read back.
+    let bodies: Int
+    /// Queued recipients, at `QueueLimits.jobOctets` each: three eighths, `QueueLimits.jobsMax` at most.
+    let jobs: Int
+    /// Octets of bodies read back for their transactions: an eighth.
+    let outgoing: Int
+
+    init(_ memory: Int) {
+        incoming = max(memory / 4, ByteCount.mebi)
+        bodies = memory / 4
+        jobs = min(QueueLimits.jobsMax, memory / 8 * 3 / QueueLimits.jobOctets)
+        outgoing = max(memory / 8, ByteCount.mebi)
+    }
+}
 
 extension NodeConfiguration {
     /// Data loops: one on up to two cores, else half the cores (DESIGN section 2).
     func loopCount(cores: Int) -> Int { node.loops ?? (cores <= 2 ? 1 : cores / 2) }
+
+    var memoryShares: MemoryShares { MemoryShares(limits.memory) }
 
     var spoolSettings: SpoolConfiguration {
         var settings = SpoolConfiguration()
@@ -27,13 +50,12 @@ extension NodeConfiguration {
         return settings
     }
 
-    /// One partition's settings: bodies that wait for their first attempt get half of `limits.memory` among all partitions;
-    /// the other half is for sessions, deliveries and the queue's own tables.
+    /// One partition's settings: its part of the queue's shares of `limits.memory` (`MemoryShares`).
     func queueSettings(partitions: Int, seed: UInt64) -> QueueConfiguration {
         QueueConfiguration(
             retry: RetrySchedule(queue.retry), expireAfter: queue.expireAfter, reportExpireAfter: queue.ndrExpireAfter,
-            delayNoticeAfter: queue.delayNoticeAfter, residentBytes: max(limits.memory / 2 / partitions, 1),
-            jobsMax: max(QueueLimits.jobsMax / partitions, 1), seed: seed)
+            delayNoticeAfter: queue.delayNoticeAfter, residentBytes: max(memoryShares.bodies / partitions, 1),
+            jobsMax: max(memoryShares.jobs / partitions, 1), seed: seed)
     }
 
     /// The retry schedule of a site by its name as events have it; nil where `queue.retry` holds.
@@ -72,6 +94,7 @@ extension NodeConfiguration {
         settings.connectionsPerSite = delivery.connectionsPerSite
         settings.messagesPerConnection = delivery.messagesPerConnection
         settings.recipientsPerTransaction = delivery.recipientsPerTransaction
+        settings.bodyMemory = memoryShares.outgoing / loopCount(cores: System.coreCount)
         settings.timeouts.connect = delivery.timeouts.connect
         settings.timeouts.idle = delivery.timeouts.idle
         settings.timeouts.client.banner = delivery.timeouts.banner
@@ -81,7 +104,7 @@ extension NodeConfiguration {
         settings.timeouts.client.dot = delivery.timeouts.dot
         settings.timeouts.client.quit = delivery.timeouts.quit
         settings.timeouts.client.attempt = delivery.timeouts.attempt
-        settings.sites = sites.flatMap { $0.deliveryRules }
+        settings.sites = (sites + ShippedSites.rules).flatMap { $0.deliveryRules }
         settings.routes = routes.compactMap { rule in
             guard let pattern = BatonDelivery.DomainPattern(rule.domain.description),
                 let hop = BatonDelivery.NextHop(rule.nextHop.description)
@@ -103,8 +126,7 @@ extension NodeConfiguration {
         settings.limits.session = serverLimits
         settings.limits.connections = limits.connections
         settings.limits.connectionsPerClient = limits.connectionsPerClient
-        // A quarter for bodies on their way in; the queue keeps half, the rest is deliveries and tables.
-        settings.limits.memory = max(limits.memory / 4, ByteCount.mebi)
+        settings.limits.memory = memoryShares.incoming
         return settings
     }
 
@@ -158,7 +180,7 @@ extension SiteRule {
         func rule(_ match: BatonDelivery.SiteRule.Match) -> BatonDelivery.SiteRule {
             BatonDelivery.SiteRule(
                 match: match, name: name, connections: connections, messagesPerSecond: rate?.perSecond,
-                messagesPerConnection: messagesPerConnection)
+                messagesPerConnection: messagesPerConnection, recipientsPerTransaction: recipientsPerTransaction)
         }
         if !mxSuffixes.isEmpty { rules.append(rule(.mxSuffix(mxSuffixes.map(\.bytes)))) }
         for domain in domains {

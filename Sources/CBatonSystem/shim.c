@@ -126,4 +126,22 @@ uint64_t baton_raise_file_limit(void) {
     return (uint64_t)limit.rlim_cur;
 }
 
+long baton_find(const void *bytes, size_t length, const void *needle, size_t needle_length) {
+    const char *hit = memmem(bytes, length, needle, needle_length);
+    return hit ? hit - (const char *)bytes : -1;
+}
+
 void baton_release_free_memory(void) { malloc_trim(0); }
+
+void baton_bound_allocator(void) {
+    // An arena keeps what was freed in it, and a node has some fifteen threads.
+    mallopt(M_ARENA_MAX, 4);
+    // Set by hand, so that freeing a large block does not raise it: bodies go back to the kernel when they are freed.
+    mallopt(M_MMAP_THRESHOLD, 192 * 1024);
+    mallopt(M_TRIM_THRESHOLD, 4 * 1024 * 1024);
+}
+
+long baton_allocator_free(void) {
+    struct mallinfo2 info = mallinfo2();
+    return (long)info.fordblks;
+}

@@ -32,7 +32,7 @@ enum ConfigurationKeys {
         .init("limits.data_timeout", \.limits.dataTimeout, .duration(.milliseconds(100) ... .hours(1)), reload: true),
         .init("limits.memory", \.limits.memory, .size(16 << 20...16 * tera), reload: false),
         .init(list: "dns.servers", \.dns.servers, .endpoint(1...65535, defaultPort: 53)),
-        .init(optional: "dns.trust_anchor", \.dns.trustAnchor, .path, absent: "built in"),
+        .init(optional: "dns.trust_anchor", \.dns.trustAnchor, .path, absent: "none"),
         .init("dns.timeout", \.dns.timeout, .duration(.milliseconds(100) ... .minutes(2))),
         .init("delivery.port", \.delivery.port, .integer(1...65535), reload: true),
         .init("delivery.allow_private_addresses", \.delivery.allowPrivateAddresses, .boolean, reload: true),

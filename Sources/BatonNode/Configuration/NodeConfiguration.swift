@@ -99,7 +99,7 @@ package struct LimitsSection: Sendable {
 package struct DNSSection: Sendable {
     /// Empty: the system's resolv.conf.
     package var servers: [SocketEndpoint] = []
-    /// Path of a root trust anchor file; nil: the one that libunbound finds or has.
+    /// Path of a root trust anchor file; nil: nothing is validated.
     package var trustAnchor: String?
     package var timeout = TimeSpan.seconds(5)
 }

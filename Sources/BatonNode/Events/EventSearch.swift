@@ -2,7 +2,9 @@
 import BatonCore
 import BatonModel
 import BatonRuntime
+import CBatonSystem
 import Foundation
+import Glibc
 import Synchronization
 
 /// An event read back, as far as the admin API shows it.
@@ -151,21 +153,53 @@ package struct EventSearch: Sendable {
         return names[min(first, names.count)...].map { "\(directory)/\($0)" }
     }
 
-    /// Calls `take` with each line that holds `needle`, until it answers false or the budget is used up.
+    /// Octets read at a time, so that a search does not count the log's files into the process's memory.
+    static let window = ByteCount.mebi
+    /// A longer line is skipped.
+    static let lineMax = 4 * ByteCount.mebi
+
+    /// Calls `take` with each line that holds `needle`, until it answers false or the budget is used up. A last line without its
+    /// end is looked at too: it may be on its way.
     static func scan(_ path: String, for needle: String, budget: inout Int, take: (Data) -> Bool) {
-        guard budget > 0, let data = try? Data(contentsOf: URL(fileURLWithPath: path), options: .mappedIfSafe) else {
-            return
+        let descriptor = baton_open(path, O_RDONLY, 0)
+        guard budget > 0, descriptor >= 0 else { return }
+        defer { close(descriptor) }
+        let wanted = Array(needle.utf8)
+        var held: [UInt8] = []
+        var block = [UInt8](repeating: 0, count: window)
+        while budget > 0 {
+            let most = min(window, budget)
+            let count = block.withUnsafeMutableBytes { read(descriptor, $0.baseAddress, most) }
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else { break }
+            budget -= count
+            held.append(contentsOf: block[..<count])
+            guard let end = held.lastIndex(of: 0x0a) else {
+                if held.count > lineMax { held.removeAll(keepingCapacity: true) }
+                continue
+            }
+            guard lines(of: held[...end], with: wanted, take) else { return }
+            held.removeSubrange(...end)
         }
-        let wanted = Data(needle.utf8)
-        let end = min(data.count, budget)
-        budget -= end
-        var from = data.startIndex
-        let limit = data.startIndex + end
-        while from < limit, let hit = data.range(of: wanted, in: from..<limit) {
-            let lineStart = data[..<hit.lowerBound].lastIndex(of: 0x0a).map { $0 + 1 } ?? data.startIndex
-            let lineEnd = data[hit.upperBound...].firstIndex(of: 0x0a) ?? data.endIndex
-            if !take(data.subdata(in: lineStart..<lineEnd)) { return }
-            from = lineEnd
+        _ = lines(of: held[...], with: wanted, take)
+    }
+
+    /// False once `take` has had enough.
+    private static func lines(of octets: ArraySlice<UInt8>, with needle: [UInt8], _ take: (Data) -> Bool) -> Bool {
+        var from = octets.startIndex
+        while let hit = find(needle, in: octets[from...]) {
+            let start = octets[..<hit].lastIndex(of: 0x0a).map { $0 + 1 } ?? octets.startIndex
+            let end = octets[hit...].firstIndex(of: 0x0a) ?? octets.endIndex
+            if !take(Data(octets[start..<end])) { return false }
+            from = end
+        }
+        return true
+    }
+
+    private static func find(_ needle: [UInt8], in octets: ArraySlice<UInt8>) -> Int? {
+        octets.withUnsafeBytes { all in
+            let hit = baton_find(all.baseAddress, all.count, needle, needle.count)
+            return hit < 0 ? nil : octets.startIndex + hit
         }
     }
 }

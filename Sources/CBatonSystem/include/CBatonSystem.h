@@ -62,7 +62,16 @@ size_t baton_find_crlf_nul(const uint8_t *bytes, size_t length);
 /// Offset of the first byte with the high bit set; `length` if none.
 size_t baton_find_high_bit(const uint8_t *bytes, size_t length);
 
+/// Offset of the first `needle` in `bytes` (memmem(3)), -1 if there is none.
+long baton_find(const void *bytes, size_t length, const void *needle, size_t needle_length);
+
 /// Tells glibc to give freed memory back to the kernel.
 void baton_release_free_memory(void);
+
+/// Keeps glibc's allocator near what is in use: few arenas, large blocks by mmap whatever was freed before. Once, before threads.
+void baton_bound_allocator(void);
+
+/// Bytes that are free inside the allocator and resident or not.
+long baton_allocator_free(void);
 
 #endif

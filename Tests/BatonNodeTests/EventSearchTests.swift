@@ -1,0 +1,56 @@
+// Searching event files piece by piece: lines across pieces, lines without end, and the budget.
+import BatonCore
+import Foundation
+import Testing
+
+@testable import BatonNode
+
+/// A file with these octets, for the time of `body`.
+private func withFile(_ octets: [UInt8], _ body: (String) throws -> Void) throws {
+    let file = FileManager.default.temporaryDirectory.appendingPathComponent("ev-\(UInt64.random(in: 0 ... .max))")
+    defer { try? FileManager.default.removeItem(at: file) }
+    try Data(octets).write(to: file)
+    try body(file.path)
+}
+
+private func found(_ path: String, _ needle: String, budget: Int = .max) -> (lines: [String], left: Int) {
+    var budget = budget
+    var lines: [String] = []
+    EventSearch.scan(path, for: needle, budget: &budget) { line in
+        lines.append(String(decoding: line, as: UTF8.self))
+        return true
+    }
+    return (lines, budget)
+}
+
+@Test func searchLosesALineBetweenTwoPieces() throws {
+    // Lines of 100 octets, so that one crosses each end of a piece; every one is asked for.
+    let count = 3 * EventSearch.window / 100
+    let all = (0..<count).map { number in
+        let text = "{\"n\":\(number),\"x\":\""
+        return text + String(repeating: "y", count: 97 - text.count) + "\"}"
+    }
+    try withFile(Array(all.joined(separator: "\n").utf8)) { path in
+        #expect(found(path, "{\"n\":").lines == all)
+        let across = EventSearch.window / 100
+        #expect(found(path, "{\"n\":\(across),").lines == [all[across]])
+        #expect(found(path, "nothing").lines.isEmpty)
+    }
+}
+
+@Test func searchKeepsALineWithoutEnd() throws {
+    let long = [UInt8](repeating: UInt8(ascii: "z"), count: EventSearch.lineMax + 3 * EventSearch.window)
+    try withFile(long + Array("\n{\"n\":1}\n".utf8)) { path in
+        #expect(found(path, "{\"n\":1}").lines == ["{\"n\":1}"])
+    }
+}
+
+@Test func searchReadsPastItsBudget() throws {
+    let lines = Array(String(repeating: "{\"n\":1}\n", count: 1000).utf8)
+    try withFile(lines) { path in
+        let result = found(path, "{\"n\":1}", budget: 80)
+        #expect(result.lines.count == 10)
+        #expect(result.left == 0)
+        #expect(found(path, "{\"n\":1}", budget: 0).lines.isEmpty)
+    }
+}

@@ -8,13 +8,16 @@ import Logging
 import NIOCore
 import Synchronization
 
-/// An address that cannot be listened on, in words for the operator: `cannot listen on 127.0.0.1:25: Address already in use`.
-package struct ListenFailure: Error, CustomStringConvertible {
-    package let description: String
+/// Which listener could not be bound, and why (address in use, not permitted, not ours).
+package struct ListenerFailure: Error {
+    /// `127.0.0.1:25`, `[::1]:25`.
+    package let place: String
+    package let cause: any Error
 
-    package init(address: String, _ error: any Error) {
-        let reason = (error as? IOError).map { String(cString: strerror($0.errnoCode)) } ?? "\(error)"
-        description = "cannot listen on \(address): \(reason)"
+    init(_ listener: ListenerConfiguration, cause: any Error) {
+        let host = listener.host.contains(":") ? "[\(listener.host)]" : listener.host
+        self.place = "\(host):\(listener.port)"
+        self.cause = cause
     }
 }
 
@@ -66,29 +69,31 @@ package final class Ingress: Sendable {
 
     /// Binds all listeners, in order; the bound addresses in that order. If one fails, those before it are closed again, and
     /// the failure names the address.
-    package func start() async throws(ListenFailure) -> [SocketAddress] {
+    package func start() async throws(ListenerFailure) -> [SocketAddress] {
         var bound: [SocketAddress] = []
         for listener in listeners {
             do {
                 bound.append(try await listener.start(on: group))
             } catch {
                 for listener in listeners { await listener.stop() }
-                let host = listener.configuration.host
-                let shown = host.contains(":") ? "[\(host)]" : host
-                throw ListenFailure(address: "\(shown):\(listener.configuration.port)", error)
+                throw ListenerFailure(listener.configuration, cause: error)
             }
         }
         return bound
     }
 
-    /// New limits hold at once for admission and memory, and for the protocol in connections that come from now on.
-    package func update(limits: IngressLimits) {
+    /// New limits hold at once for admission and memory, and for the protocol in connections that come from now on; so do
+    /// new `relay_from` networks, one entry for each listener in the order of the configuration (nil: as they are).
+    package func update(limits: IngressLimits, relayFrom: [[AddressBlock]?]? = nil) {
         let new = configuration.withLock { configuration in
             configuration.limits = limits
+            for (index, networks) in (relayFrom ?? []).enumerated() where index < configuration.listeners.count {
+                configuration.listeners[index].relayFrom = networks
+            }
             return configuration
         }
         admission.update(limits: limits)
-        for listener in listeners { listener.update(Self.state(of: listener.configuration, in: new)) }
+        for (listener, entry) in zip(listeners, new.listeners) { listener.update(Self.state(of: entry, in: new)) }
     }
 
     package var connections: Int { admission.connections }

@@ -26,6 +26,7 @@ package enum NodeRunner {
         // Before anything is delivered: a stop during the start waits for the answers of final dots like every other.
         let stops = await UnixSignalsSequence(trapping: .sigterm, .sigint)
         let reloads = await UnixSignalsSequence(trapping: .sighup)
+        baton_bound_allocator()
         let node: RelayNode
         do {
             node = try await RelayNode.start(configuration, logger: logger)
@@ -35,13 +36,13 @@ package enum NodeRunner {
         }
         metrics.addCollector { node.samples() }
         let controlGroup = MultiThreadedEventLoopGroup(numberOfThreads: 1)
-        let (adminReady, tellReady) = AsyncStream.makeStream(of: Void.self, bufferingPolicy: .bufferingNewest(1))
+        let (adminReady, tellReady) = AsyncStream.makeStream(of: Int.self, bufferingPolicy: .bufferingNewest(1))
         let admin: AdminServer
         do {
             let token = try AdminToken.openOrCreate(dataDirectory: configuration.node.dataDirectory)
             admin = AdminServer(
                 address: configuration.admin.address, node: NodeInspector(node: node), metrics: metrics, token: token,
-                group: controlGroup, logger: logger, onListening: { _ in tellReady.yield() })
+                group: controlGroup, logger: logger, onListening: { port in tellReady.yield(port) })
         } catch {
             printLine("baton: \(error)")
             await node.stop()
@@ -51,11 +52,12 @@ package enum NodeRunner {
         let group = ServiceGroup(
             configuration: ServiceGroupConfiguration(
                 services: [
-                    .init(service: AdminService(server: admin, address: configuration.admin.address)),
+                    .init(service: admin),
                     .init(
                         service: NodeService(node: node, adminReady: adminReady),
                         failureTerminationBehavior: .gracefullyShutdownGroup),
                     .init(service: ReloadService(node: node, signals: reloads)),
+                    .init(service: MemoryService(limit: configuration.limits.memory)),
                     .init(
                         service: StopService(signals: stops), successTerminationBehavior: .gracefullyShutdownGroup),
                 ], logger: logger))
@@ -85,31 +87,19 @@ package enum NodeRunner {
     }
 }
 
-/// The admin HTTP; an address that cannot be had is told in one line.
-struct AdminService: Service {
-    let server: AdminServer
-    let address: SocketEndpoint
-
-    func run() async throws {
-        do {
-            try await server.run()
-        } catch let error as IOError {
-            throw NodeError("\(ListenFailure(address: "\(address)", error)) (admin)")
-        }
-    }
-}
-
 /// Takes mail once the admin HTTP answers, prints the banner, holds the node until the graceful stop, then ends it in order.
 struct NodeService: Service {
     let node: RelayNode
-    let adminReady: AsyncStream<Void>
+    /// The port of the admin HTTP, once it listens.
+    let adminReady: AsyncStream<Int>
 
     func run() async throws {
-        await cancelWhenGracefulShutdown { for await _ in adminReady { break } }
+        let port = await cancelWhenGracefulShutdown { await adminReady.first { _ in true } }
         do {
             if !Task.isCancelled, !Task.isShuttingDownGracefully {
                 try await node.listen()
-                NodeRunner.printLine(node.banner)
+                await node.waitForDNSSEC()
+                NodeRunner.printLine(node.banner(adminPort: port ?? 0))
                 try? await gracefulShutdown()
             }
         } catch {
@@ -118,6 +108,30 @@ struct NodeService: Service {
         }
         await node.stop()
     }
+}
+
+/// Gives memory that was freed in a peak back to the system, so that the process's size follows what it holds.
+struct MemoryService: Service {
+    /// `limits.memory`.
+    let limit: Int
+
+    /// How often it looks.
+    static let interval: UInt64 = 1_000_000_000
+
+    func run() async throws {
+        try? await cancelWhenGracefulShutdown {
+            while true {
+                try await Task.sleep(nanoseconds: Self.interval)
+                if Self.isDue(resident: Int(clamping: baton_resident_bytes()), free: baton_allocator_free(), limit) {
+                    baton_release_free_memory()
+                }
+            }
+        }
+    }
+
+    /// Only where it matters: more than three quarters of the limit are resident, and an eighth of it or more is free inside
+    /// the allocator. A release walks the arenas under their locks.
+    static func isDue(resident: Int, free: Int, _ limit: Int) -> Bool { resident > limit / 4 * 3 && free > limit / 8 }
 }
 
 /// Reads the configuration again on SIGHUP; a bad file changes nothing.
@@ -140,17 +154,28 @@ struct StopService: Service {
 }
 
 extension RelayNode {
-    /// The first line on standard error once the node serves.
-    package var banner: String {
+    /// Longest wait of the banner for the resolver's word on DNSSEC.
+    static let dnssecWait = TimeSpan.seconds(2)
+
+    /// Until it is known whether the resolver passes DNSSEC on, or the wait is over. The node serves meanwhile.
+    func waitForDNSSEC() async {
+        let end = time.now() + Self.dnssecWait
+        while resolver.status.dnssec == .unknown, time.now() < end { try? await Task.sleep(nanoseconds: 10_000_000) }
+    }
+
+    /// The first line on standard error once the node serves. `adminPort` is the port in use, where 0 was asked for.
+    package func banner(adminPort: Int) -> String {
         let version = BatonVersion.current
+        var admin = configuration.admin.address
+        if adminPort > 0 { admin.port = adminPort }
         var line = "baton \(version) serving: node=\(configuration.node.id) copies=1"
-        line += " smtp=\(listenerAddresses.joined(separator: ",")) admin=\(configuration.admin.address)"
+        line += " smtp=\(listenerAddresses.joined(separator: ",")) admin=\(admin)"
         line += " data=\(configuration.node.dataDirectory)"
         if !configuration.spool.sync { line += " sync=false (mail answered 250 can be lost by a power cut)" }
         switch resolver.status.dnssec {
         case .stripped(let reason): line += " dnssec=off (\(reason))"
         case .off: line += " dnssec=off"
-        case .unknown: line += " dnssec=unknown"
+        case .unknown: line += " dnssec=off (the resolver has not answered yet)"
         case .validating: line += " dnssec=on"
         }
         return line
@@ -169,13 +194,15 @@ extension RelayNode {
             logger.error("SIGHUP: nothing changed", metadata: ["reason": "\(error)"])
             return
         }
+        for warning in new.warnings { logger.warning("SIGHUP: \(warning)") }
         let old = current.get()
         for change in old.changesThatNeedRestart(to: new) {
             logger.warning("SIGHUP: not changed while running", metadata: ["config": "\(change)"])
         }
         let next = old.reloaded(with: new)
         current.set(next)
-        ingress.update(limits: next.ingressSettings.limits)
+        let settings = next.ingressSettings
+        ingress.update(limits: settings.limits, relayFrom: settings.listeners.map(\.relayFrom))
         permits.update(connections: next.delivery.connections)
         for loop in loops {
             loop.dispatcher.update(next.deliverySettings)

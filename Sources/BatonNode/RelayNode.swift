@@ -13,21 +13,9 @@ import NIOCore
 import NIOPosix
 import Synchronization
 
-/// What keeps a node from starting, in one line for the operator.
-package struct NodeError: Error, CustomStringConvertible {
-    package let description: String
-    /// 1, or 78 where the configuration is at fault.
-    package let exitCode: Int32
-
-    package init(_ description: String, exitCode: Int32 = 1) {
-        self.description = description
-        self.exitCode = exitCode
-    }
-}
-
 /// A running node. Made by `start`, ended by `stop`; nothing of it is on the hot path.
 ///
-/// Order of start: lock the data directory, event log, spool (scan), loops, recovered mail into the queue, resolver (all of it
+/// Order of start: lock the data directory, event log, spool (scan), loops, resolver, recovered mail into the queue (all of it
 /// `start`), admin HTTP, listeners (`listen`). The listeners come last, so that the first client finds everything there. Stop
 /// is the reverse.
 package final class RelayNode: Sendable {
@@ -92,7 +80,6 @@ package final class RelayNode: Sendable {
             throw NodeError("\(error)")
         }
         for note in directory.notes { logger.warning("Data directory repaired", metadata: ["note": "\(note)"]) }
-        let failures = FailureRecord()
         let events: EventLog
         let spool: Spool
         do {
@@ -106,7 +93,7 @@ package final class RelayNode: Sendable {
         do {
             spool = try Spool.open(
                 directory: directory, configuration: configuration.spoolSettings, events: events, time: time,
-                logger: logger, onFailure: { failures.note($0) })
+                logger: logger, onFailure: { _ in })
         } catch {
             events.stop()
             directory.close()
@@ -171,11 +158,17 @@ package final class RelayNode: Sendable {
     package func listen() async throws(NodeError) {
         do {
             let bound = try await ingress.start()
-            addresses.withLock { $0 = bound.map { "\($0.ipAddress ?? "?"):\($0.port ?? 0)" } }
+            addresses.withLock { $0 = bound.map(Self.text) }
         } catch {
-            throw NodeError("\(error)")
+            throw NodeError("\(error.place): cannot listen: \(AdminServer.text(of: error.cause))")
         }
         phase.withLock { if $0 == .starting { $0 = .serving } }
+    }
+
+    /// `127.0.0.1:2525`, `[::1]:2525`.
+    private static func text(_ address: SocketAddress) -> String {
+        guard let host = address.ipAddress, let port = address.port else { return "?" }
+        return host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)"
     }
 
     /// Runs what blocks on a thread of its own; start and stop only.
@@ -241,11 +234,4 @@ package enum NodePhase: String, Sendable {
     case starting
     case serving
     case stopping
-}
-
-/// Storage failures for `/health`; the spool has logged them.
-final class FailureRecord: Sendable {
-    private let failures = Mutex<[SpoolFailure]>([])
-
-    func note(_ failure: SpoolFailure) { failures.withLock { if $0.count < 16 { $0.append(failure) } } }
 }

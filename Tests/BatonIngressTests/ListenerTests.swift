@@ -106,6 +106,26 @@ private func withIngress(
         }
     }
 
+    @Test func reloadedNetworksHoldForOldOnesOnly() async throws {
+        try await withIngress { ingress, _, port in
+            try await offPool {
+                func answer() throws -> String {
+                    let client = try BlockingClient(port: port)
+                    _ = client.receive()
+                    _ = client.ask("EHLO c.test\r\n")
+                    return client.ask("MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\n", replies: 2)
+                }
+                let other = try #require(AddressBlock("10.0.0.0/8"))
+                let loopback = try #require(AddressBlock("127.0.0.0/8"))
+                #expect(try answer().contains("\r\n250 "))
+                ingress.update(limits: IngressLimits(), relayFrom: [[other]])
+                #expect(try answer().contains("\r\n554 5.7.1"))
+                ingress.update(limits: IngressLimits(), relayFrom: [[other, loopback]])
+                #expect(try answer().contains("\r\n250 "))
+            }
+        }
+    }
+
     @Test func halfClosedClientGetsItsReplies() async throws {
         try await withIngress { _, spool, port in
             try await offPool {
@@ -126,7 +146,8 @@ private func withIngress(
             let other = Ingress(
                 configuration: configuration, group: group, submitter: spool, events: FakeEvents(),
                 time: SystemTimeSource(), seed: 2, logger: Logger(label: "test"))
-            await #expect(throws: (any Error).self) { try await other.start() }
+            let failure = await #expect(throws: ListenerFailure.self) { try await other.start() }
+            #expect(failure?.place == "127.0.0.1:\(port)")
             try await group.shutdownGracefully()
         }
     }

@@ -254,6 +254,10 @@ func commandThatImpliesSomething(_ body: String) async throws {
     #expect(filter.limit == 7)
     #expect(filter.cursor == "0:9")
     #expect(filter.nodeOnly)
+    for none in ["sender=", "sender=%3C%3E"] {
+        #expect(await ask(try routes(node), "GET", "/api/v1/queue/messages", query: none).status == 200)
+        #expect(node.state.withLock { $0.filters.last?.sender } == .null)
+    }
 }
 
 @Test func resourceThatIsNotThere() async throws {

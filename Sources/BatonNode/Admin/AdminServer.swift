@@ -30,9 +30,10 @@ package struct AdminServer: Service {
         self.onListening = onListening
     }
 
-    /// Throws where the address cannot be bound.
+    /// Throws a `NodeError` where the address cannot be bound.
     package func run() async throws {
         let listening = onListening
+        let bound = Flag()
         var quiet = logger
         // Hummingbird tells of each connection at debug and of its start at info: neither is the operator's business.
         quiet.logLevel = max(logger.logLevel, .warning)
@@ -47,10 +48,32 @@ package struct AdminServer: Service {
             configuration: ApplicationConfiguration(
                 address: .hostname(address.address.description, port: address.port), serverName: "baton",
                 availableConnectionsDelegate: MaximumAvailableConnections(AdminLimits.connections, logger: quiet)),
-            onServerRunning: { channel in await listening(channel.localAddress?.port ?? 0) },
+            onServerRunning: { channel in
+                bound.set()
+                await listening(channel.localAddress?.port ?? 0)
+            },
             eventLoopGroupProvider: .shared(group), logger: quiet)
-        try await application.run()
+        do {
+            try await application.run()
+        } catch where !bound.isSet {
+            throw NodeError("admin HTTP cannot listen on \(address): \(Self.text(of: error))")
+        }
     }
+}
+
+extension AdminServer {
+    /// The system's word for it, without what NIO says around it.
+    static func text(of error: any Error) -> String {
+        guard let error = error as? IOError else { return "\(error)" }
+        return SystemText.error(error.errnoCode)
+    }
+}
+
+/// Set once, read by anyone.
+private final class Flag: Sendable {
+    private let value = Atomic<Bool>(false)
+    var isSet: Bool { value.load(ordering: .acquiring) }
+    func set() { value.store(true, ordering: .releasing) }
 }
 
 /// Reads the body under its bound and the whole under its time.

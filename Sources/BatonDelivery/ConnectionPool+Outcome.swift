@@ -8,6 +8,7 @@ extension ConnectionPool {
     func transactionEnded(_ id: ConnectionID, _ end: TransactionEnd) {
         guard let link = links[id], var job = link.job else { return }
         links[id]?.job = nil
+        links[id]?.awaitedRead = nil
         job.peer = link.peer
         job.sourceAddress = link.sourceAddress
         if !job.metHosts.contains(link.peer.name) { job.metHosts.append(link.peer.name) }
@@ -21,7 +22,9 @@ extension ConnectionPool {
         var again: [PulledRecipient] = []
         var fallback: [AttemptResult] = []
         var elsewhere = false
+        var served = false
         for (recipient, recipientEnd) in zip(job.recipients, end.ends) {
+            if case .reply = recipientEnd { served = true }
             switch ReplyClassifier.step(for: recipientEnd, attempt) {
             case .result(let result): results.append((recipient, result))
             case .resendFresh:
@@ -39,7 +42,7 @@ extension ConnectionPool {
             link.handler.value.leave(within: context.shared.configuration.timeouts.client.quit)
             links.removeValue(forKey: id)
         }
-        post(.finished(id, reusable: end.reusable, trouble: end.trouble, fresh: link.fresh))
+        post(.finished(id, reusable: end.reusable, trouble: end.trouble, fresh: link.fresh, served: served))
         guard !again.isEmpty else {
             if !end.reusable { pump(ready: context.source.ready(site)) }
             return

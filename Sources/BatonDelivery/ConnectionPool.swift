@@ -4,9 +4,9 @@ import BatonModel
 import BatonRuntime
 import BatonSMTP
 import DequeModule
+import Glibc
 import Logging
 import NIOCore
-import NIOPosix
 
 /// A transaction on its way, with what its attempt has been through.
 struct DeliveryJob {
@@ -42,6 +42,8 @@ package actor ConnectionPool {
         var greeted = false
         /// The job is the first that this connection carries.
         var fresh = true
+        /// The read that the job waits for: an answer to an earlier one, of a job that has ended, is none for this one.
+        var awaitedRead: UInt64?
     }
 
     nonisolated let context: DeliveryContext
@@ -56,9 +58,15 @@ package actor ConnectionPool {
     private(set) var isDraining = false
     private var pullsBlockedUntil = Instant.epoch
     private(set) var lastError: SMTPReply?
-    private var destinations: Set<DestinationID> = []
+    /// Whose work may come here, and until when.
+    private var destinations = Assignments<Void>()
     /// Until when the partition may still give work to this site.
     private(set) var assignedUntil = Instant.epoch
+    /// The earliest deadline of a connection, or an instant before it.
+    private let clock = PoolClock()
+    /// What the schedule was told last.
+    private var told = PoolStanding()
+    private var idleSince: Instant?
 
     package nonisolated var unownedExecutor: UnownedSerialExecutor { context.home.unownedExecutor }
 
@@ -69,6 +77,9 @@ package actor ConnectionPool {
         self.state = PoolState(hosts: plan.hosts, limits: plan.limits, seed: seed)
     }
 
+    /// Once, before anything else: the schedule knows it from here on.
+    func enter() { report(exactly: true) }
+
     // MARK: From the dispatcher
 
     func update(_ plan: SitePlan) {
@@ -77,23 +88,35 @@ package actor ConnectionPool {
     }
 
     func assigned(_ destination: DestinationID, until: Instant) {
-        if destinations.count < DeliveryLimits.destinationsPerSite { destinations.insert(destination) }
+        destinations.set(destination, (), until: until, at: context.time.now())
         assignedUntil = max(assignedUntil, until)
+        if idleSince != nil { report() }
     }
 
     func unassigned(_ destination: DestinationID) { destinations.remove(destination) }
 
+    /// Gives up its assignments, so that what comes for them is routed anew. Only while `isEvictable`.
+    func release(at now: Instant) {
+        for destination in destinations.all { context.source.assign(destination, to: site, until: now) }
+        destinations = Assignments()
+    }
+
     func pump(ready: Int) { if ready > 0 { post(.pump(ready: ready)) } }
 
+    func yield() { post(.yield) }
+
+    /// Its time has come, or a connection's deadline: see `PoolSchedule`.
     func tick(at now: Instant) {
         post(.tick)
         for id in Array(links.keys) { links[id]?.handler.value.checkDeadline(at: now) }
-        if !state.isIdle, state.openConnections > state.busyConnections, context.permits.claimWaiter(site: plan.name) {
-            post(.yield)
-        }
+        clock.due = links.values.reduce(.distantFuture) { min($0, $1.handler.value.session.deadline) }
         let ready = context.source.ready(site)
-        if ready > 0 { post(.pump(ready: ready)) }
+        if ready > 0 || state.wantsWork { post(.pump(ready: ready)) }
+        report(exactly: true)
     }
+
+    /// A connection's deadline came nearer than all others.
+    func deadlineMoved() { if !isRunning { report() } }
 
     func drain() {
         isDraining = true
@@ -109,10 +132,13 @@ package actor ConnectionPool {
     var isIdle: Bool { state.isIdle && works.isEmpty && links.isEmpty }
     var hasWorkInFlight: Bool { state.busyConnections > 0 || !works.isEmpty }
 
-    /// Whether nobody can need it: no connection, no assignment in force, no ready work.
+    /// Whether nothing is lost with it: no connection, no pause to keep, no ready work.
     func isEvictable(at now: Instant) -> Bool {
-        isIdle && now >= assignedUntil && !state.throttle.isPaused(at: now) && context.source.ready(site) == 0
+        isIdle && !state.throttle.isPaused(at: now) && context.source.ready(site) == 0
     }
+
+    /// Whether it is also of no more use: no assignment in force.
+    func isSpent(at now: Instant) -> Bool { isEvictable(at: now) && now >= assignedUntil }
 
     func status(at now: Instant) -> SiteStatus {
         SiteStatus(
@@ -134,6 +160,29 @@ package actor ConnectionPool {
             for action in actions.drain() { perform(action) }
         }
         isRunning = false
+        report()
+    }
+
+    /// Tells the schedule where the pool stands. A due time that moved away is told with its visit, unless `exactly`: a pool
+    /// at work would else move through the schedule with every message.
+    private func report(exactly: Bool = false) {
+        let now = context.time.now()
+        var standing = PoolStanding(due: min(clock.due, state.wake(at: now)), spareSince: state.restingSince)
+        if isIdle {
+            let since = idleSince ?? now
+            idleSince = since
+            standing.idleSince = max(since, state.throttle.pausedUntil)
+            if !state.wantsWork { standing.due = min(standing.due, max(assignedUntil, state.throttle.pausedUntil)) }
+        } else {
+            idleSince = nil
+        }
+        if !exactly {
+            if standing.due > told.due, told.due > now { standing.due = told.due }
+            if standing.spareSince != nil, told.spareSince != nil { standing.spareSince = told.spareSince }
+        }
+        guard standing != told else { return }
+        told = standing
+        context.shared.schedule.update(site, standing)
     }
 
     private func perform(_ action: PoolState.Action) {
@@ -156,8 +205,8 @@ package actor ConnectionPool {
             context.source.deferSite(site, reply: reply)
         case .failSite(let reply):
             lastError = reply
-            let all = destinations
-            destinations.removeAll()
+            let all = destinations.all
+            destinations = Assignments()
             for destination in all { context.source.failDestination(destination, reply: reply) }
         case .paused(let until, let reply, let ownFault):
             lastError = reply
@@ -202,19 +251,13 @@ package actor ConnectionPool {
         let settings = ClientSettings(
             hostname: configuration.hostname, isLMTP: plan.isLMTP, timeouts: configuration.timeouts.client)
         let handler = DeliveryHandler(
-            session: ClientSession(settings: settings), pool: self, id: id, time: context.time)
-        let loop = context.home.loop
-        let bound = NIOLoopBound(handler, eventLoop: loop)
+            session: ClientSession(settings: settings), pool: self, id: id, time: context.time, clock: clock)
+        let bound = NIOLoopBound(handler, eventLoop: context.home.loop)
         links[id] = Link(handler: bound, peer: PeerName(name: host, address: Array(endpoint.text.utf8)))
-        ClientBootstrap(group: loop)
-            .connectTimeout(.nanoseconds(configuration.timeouts.connect.nanoseconds))
-            .channelInitializer { channel in
-                channel.eventLoop.makeCompletedFuture {
-                    try channel.pipeline.syncOperations.addHandler(bound.value)
-                }
-            }
-            .connect(to: address)
-            .whenFailure { error in self.assumeIsolated { $0.connectFailed(id, error) } }
+        context.connector.connect(
+            to: address, on: context.home.loop, timeout: configuration.timeouts.connect, handler: bound
+        )
+        .whenFailure { error in self.assumeIsolated { $0.connectFailed(id, error) } }
     }
 
     private func connectFailed(_ id: ConnectionID, _ error: any Error) {
@@ -255,15 +298,16 @@ package actor ConnectionPool {
 
     private func pull(_ id: ConnectionID) {
         let now = context.time.now()
-        guard !isDraining, now >= pullsBlockedUntil, let handler = links[id]?.handler.value, handler.session.isReady
-        else { return post(.starved(id)) }
-        // The dispatcher's tick asks again.
-        guard context.shared.budget.hasRoom(under: context.shared.configuration.bodyMemory) else {
+        guard !isDraining, let handler = links[id]?.handler.value, handler.session.isReady else {
             return post(.starved(id))
+        }
+        guard now >= pullsBlockedUntil else { return post(.blocked(id, until: pullsBlockedUntil)) }
+        guard context.shared.budget.hasRoom(under: context.shared.configuration.bodyMemory) else {
+            return post(.blocked(id, until: now + DeliveryLimits.tick))
         }
         if let rate = plan.limits.messagesPerSecond {
             let granted = context.permits.takeMessages(site: plan.name, perSecond: rate, wanted: 1, now: now)
-            guard granted > 0 else { return post(.starved(id)) }
+            guard granted > 0 else { return post(.blocked(id, until: now + DeliveryLimits.tick)) }
         }
         var recipients = plan.limits.recipientsPerTransaction
         if let most = handler.session.capabilities.recipientsMax { recipients = min(recipients, most) }
@@ -278,7 +322,7 @@ package actor ConnectionPool {
     private func start(_ job: DeliveryJob, on id: ConnectionID) {
         guard links[id] != nil else {
             decide(job, job.recipients.map { ($0, .returned) }, peerHasDSN: true)
-            return post(.finished(id, reusable: false, trouble: nil, fresh: false))
+            return post(.finished(id, reusable: false, trouble: nil, fresh: false, served: false))
         }
         links[id]?.job = job
         links[id]?.began = false
@@ -286,7 +330,7 @@ package actor ConnectionPool {
             begin(id)
         } else {
             links[id]?.job?.lease = BodyLease(context.shared.budget)
-            context.read(job.message, .message, for: self, id)
+            links[id]?.awaitedRead = context.read(job.message, .message, for: self, id)
         }
     }
 
@@ -301,8 +345,9 @@ package actor ConnectionPool {
             ClientTransaction(envelope: envelope, recipients: job.recipients.map(\.recipient), body: body))
     }
 
-    func bodyRead(_ id: ConnectionID, _ outcome: BodyReadOutcome) {
-        guard let link = links[id], let job = link.job else { return }
+    func bodyRead(_ id: ConnectionID, _ token: UInt64, _ outcome: BodyReadOutcome) {
+        guard let link = links[id], let job = link.job, link.awaitedRead == token else { return }
+        links[id]?.awaitedRead = nil
         let handler = link.handler.value
         switch outcome {
         case .message(let envelope, let body):
@@ -327,23 +372,32 @@ package actor ConnectionPool {
             if link.began { return handler.give(.bodyDamaged) }
             abandon(id, job, .damaged)
         case .failed(let code):
-            pullsBlockedUntil = context.time.now() + DeliveryLimits.readPause
             context.logger.warning("a stored body could not be read", metadata: ["errno": "\(code)"])
+            // Too many reads at once is over soon; a disk that does not answer is a fault of our own, and each try costs the
+            // receiver half a message.
+            pullsBlockedUntil = context.time.now() + DeliveryLimits.readPause
+            if code != EAGAIN {
+                post(.ownFault(SMTPReply(local: 0, EnhancedStatus(4, 3, 0), "a stored message cannot be read")))
+            }
             if link.began { return handler.give(.bodyUnreadable) }
             abandon(id, job, .returned)
         }
     }
 
-    /// The job never reached the session; the connection is as good as before.
+    /// The job never reached the session; the connection is as good as before, and goes on unless pulling rests.
     private func abandon(_ id: ConnectionID, _ job: DeliveryJob, _ result: AttemptResult) {
         links[id]?.job = nil
         decide(job, job.recipients.map { ($0, result) }, peerHasDSN: true)
-        post(.starved(id))
+        if context.time.now() < pullsBlockedUntil {
+            post(.blocked(id, until: pullsBlockedUntil))
+        } else {
+            post(.finished(id, reusable: true, trouble: nil, fresh: false, served: false))
+        }
     }
 
     func fragmentWanted(_ id: ConnectionID, _ index: UInt32) {
         guard let job = links[id]?.job else { return }
-        context.read(job.message, .fragment(index), for: self, id)
+        links[id]?.awaitedRead = context.read(job.message, .fragment(index), for: self, id)
     }
 
     func connectionClosed(_ id: ConnectionID) {
@@ -351,7 +405,7 @@ package actor ConnectionPool {
         if let job = link.job, !link.began {
             // It closed while its message was read back: nothing was sent.
             decide(job, job.recipients.map { ($0, .returned) }, peerHasDSN: true)
-            post(.finished(id, reusable: false, trouble: nil, fresh: false))
+            post(.finished(id, reusable: false, trouble: nil, fresh: false, served: false))
         } else {
             post(.closed(id))
         }

@@ -196,6 +196,10 @@ package enum DeliveryLimits {
     /// Pools of one loop; past it a new destination is held for `poolsFullHold`.
     package static let poolsPerLoop = 10_000
     package static let poolsFullHold = TimeSpan.seconds(5)
+    /// Pools looked at to make room for a new one.
+    package static let evictionLooks = 8
+    /// Idle connections of a loop given up in one tick for pools that the node's limit turned away.
+    package static let yieldsPerTick = 64
     /// A site's pause after trouble, doubled each time until a success.
     package static let pauseMin = TimeSpan.minutes(1)
     package static let pauseMax = TimeSpan.minutes(15)
@@ -210,8 +214,6 @@ package enum DeliveryLimits {
     package static let routePlanLife = TimeSpan.minutes(1)
     /// Longest life of an MX plan on this side, whatever its TTL.
     package static let mxPlanLife = TimeSpan.minutes(15)
-    /// Destinations that a site remembers for a verdict on all of them (521 from every MX).
-    package static let destinationsPerSite = 100_000
     /// Destinations waiting to be routed; more are held for `poolsFullHold`.
     package static let routesWaiting = 100_000
     /// Granularity of time-outs, pauses and idle connections.

@@ -67,14 +67,22 @@ struct DeliveryCounters: Sendable {
 final class DeliveryShared {
     var settlements: [Settlement] = []
     var finals: [FinalWithoutAttempt] = []
+    var notices: [DelayNoticeDue] = []
     var flushPending = false
     var reads: [UInt64: (pool: ConnectionPool, connection: ConnectionID)] = [:]
     var nextRead: UInt64 = 0
     var tally = DeliveryTally()
     let budget = BodyBudget()
     var configuration: DeliveryConfiguration
+    /// When which pool of the loop is due.
+    var schedule = PoolSchedule()
 
     init(configuration: DeliveryConfiguration) { self.configuration = configuration }
+}
+
+/// The earliest deadline of a pool's connections, or an instant before it. Touched on the loop only.
+final class PoolClock {
+    var due = Instant.distantFuture
 }
 
 /// Shared by the dispatcher and the pools of one loop; every call on that loop.
@@ -84,6 +92,7 @@ final class DeliveryContext: Sendable {
     let settler: any Settling
     let reader: any BodyReading
     let permits: any PermitLeasing
+    let connector: any Connecting
     let time: any TimeSource
     let logger: Logger
     private let bound: NIOLoopBoundBox<DeliveryShared>
@@ -92,13 +101,15 @@ final class DeliveryContext: Sendable {
 
     init(
         home: LoopHome, source: any WorkSource, settler: any Settling, reader: any BodyReading,
-        permits: any PermitLeasing, time: any TimeSource, logger: Logger, configuration: DeliveryConfiguration
+        permits: any PermitLeasing, connector: any Connecting, time: any TimeSource, logger: Logger,
+        configuration: DeliveryConfiguration
     ) {
         self.home = home
         self.source = source
         self.settler = settler
         self.reader = reader
         self.permits = permits
+        self.connector = connector
         self.time = time
         self.logger = logger
         let bound = NIOLoopBoundBox.makeBoxSendingValue(
@@ -108,20 +119,24 @@ final class DeliveryContext: Sendable {
             let shared = bound.value
             for result in results {
                 guard let target = shared.reads.removeValue(forKey: result.token) else { continue }
-                let outcome = result.outcome
                 let connection = target.connection
-                target.pool.assumeIsolated { $0.bodyRead(connection, outcome) }
+                target.pool.assumeIsolated { $0.bodyRead(connection, result.token, result.outcome) }
             }
         }
     }
 
     var shared: DeliveryShared { bound.value }
 
-    func read(_ message: StoredMessageRef, _ part: BodyPart, for pool: ConnectionPool, _ connection: ConnectionID) {
+    /// Asks for a part of a message; `bodyRead` brings the answer under the token returned, never from within this call.
+    func read(
+        _ message: StoredMessageRef, _ part: BodyPart, for pool: ConnectionPool, _ connection: ConnectionID
+    ) -> UInt64 {
         let shared = shared
         shared.nextRead += 1
         shared.reads[shared.nextRead] = (pool, connection)
-        reader.read([BodyRead(ref: message, part: part, token: shared.nextRead)], for: relay)
+        let token = shared.nextRead
+        reader.read([BodyRead(ref: message, part: part, token: token)], for: relay)
+        return token
     }
 
     /// Settlements of one turn of the loop go to the settler in one call.
@@ -132,6 +147,11 @@ final class DeliveryContext: Sendable {
 
     func collect(_ finals: [FinalWithoutAttempt]) {
         shared.finals.append(contentsOf: finals)
+        scheduleFlush()
+    }
+
+    func collect(_ notices: [DelayNoticeDue]) {
+        shared.notices.append(contentsOf: notices)
         scheduleFlush()
     }
 
@@ -147,10 +167,13 @@ final class DeliveryContext: Sendable {
         shared.flushPending = false
         var settlements: [Settlement] = []
         var finals: [FinalWithoutAttempt] = []
+        var notices: [DelayNoticeDue] = []
+        swap(&notices, &shared.notices)
         swap(&settlements, &shared.settlements)
         swap(&finals, &shared.finals)
         if !settlements.isEmpty { settler.settle(settlements) }
         if !finals.isEmpty { settler.settle(finals) }
+        if !notices.isEmpty { settler.settle(notices) }
     }
 
     func publish() {

@@ -23,17 +23,19 @@ final class DeliveryHandler: ChannelInboundHandler {
     private let pool: ConnectionPool
     private let id: ConnectionID
     private let time: any TimeSource
+    private let clock: PoolClock
     private var context: ChannelHandlerContext?
     /// The pool has let go of this connection: nothing is reported any more.
     private var isDetached = false
     private var awaitsWritable = false
     private var actions = ActionBuffer<ClientAction>()
 
-    init(session: ClientSession, pool: ConnectionPool, id: ConnectionID, time: any TimeSource) {
+    init(session: ClientSession, pool: ConnectionPool, id: ConnectionID, time: any TimeSource, clock: PoolClock) {
         self.session = session
         self.pool = pool
         self.id = id
         self.time = time
+        self.clock = clock
     }
 
     var localAddress: SocketAddress? { context?.channel.localAddress }
@@ -96,29 +98,36 @@ final class DeliveryHandler: ChannelInboundHandler {
 
     // MARK: Steps
 
+    /// Performs the session's actions in their order. Writes go out in one flush before the pool is told anything, and the
+    /// session tells before it closes: closing makes the channel inactive at once, and what came after that was not heard.
     private func process(_ event: ClientEvent) {
         session.receive(event, at: time.now(), into: &actions)
+        if session.deadline < clock.due {
+            clock.due = session.deadline
+            pool.assumeIsolated { $0.deadlineMoved() }
+        }
         guard !actions.isEmpty else { return }
-        var news: News?
+        var unflushed = false
         var wrote = false
-        var closes = false
         for action in actions.drain() {
-            switch action {
-            case .write(let bytes):
+            if case .write(let bytes) = action {
                 context?.write(wrapOutboundOut(bytes), promise: nil)
+                unflushed = true
                 wrote = true
-            // A session says at most one of these for one event.
-            case .greeted: news = .greeted
-            case .refused(let reply): news = .refused(reply)
-            case .finished(let end): news = .finished(end)
-            case .wantFragment(let index): news = .wantFragment(index)
-            case .close: closes = true
+                continue
+            }
+            if unflushed { context?.flush() }
+            unflushed = false
+            switch action {
+            case .write: break
+            case .greeted: tell(.greeted)
+            case .refused(let reply): tell(.refused(reply))
+            case .finished(let end): tell(.finished(end))
+            case .wantFragment(let index): tell(.wantFragment(index))
+            case .close: context?.close(promise: nil)
             }
         }
-        if wrote { context?.flush() }
-        // News first: closing makes the channel inactive at once, and what is told after that is not heard.
-        if let news { tell(news) }
-        if closes { context?.close(promise: nil) }
+        if unflushed { context?.flush() }
         if wrote, session.isStreaming { askWritable() }
     }
 

@@ -31,7 +31,14 @@ package actor Dispatcher: WorkSignalling {
     private let naming: (any SiteNaming)?
     private var pools: [SiteID: ConnectionPool] = [:]
     private var siteByKey: [[UInt8]: SiteID] = [:]
-    private var siteOf: [DestinationID: SiteID] = [:]
+    /// Pools whose connections are counted under one name.
+    private var sitesByName: [[UInt8]: Set<SiteID>] = [:]
+    private var siteOf = Assignments<SiteID>()
+    /// Bound of `pools`, and the pools that ticks and evictions have visited: for tests.
+    private let poolsMax: Int
+    private(set) var visits = 0
+    var poolCount: Int { pools.count }
+    var scheduledCount: Int { context.shared.schedule.count }
     private var nextSite: UInt32 = 0
     private var random: SplitMix64
     private var routesWaiting: [(DestinationID, Domain)] = []
@@ -50,10 +57,24 @@ package actor Dispatcher: WorkSignalling {
         reader: any BodyReading, planning: any MXPlanning, permits: any PermitLeasing, time: any TimeSource,
         logger: Logger, seed: UInt64, naming: (any SiteNaming)? = nil
     ) {
+        self.init(
+            loop: loop, configuration: configuration, source: source, settler: settler, reader: reader,
+            planning: planning, permits: permits, time: time, logger: logger, seed: seed, naming: naming,
+            connector: SocketConnector())
+    }
+
+    /// With a transport of the caller's, and fewer pools.
+    init(
+        loop: any EventLoop, configuration: DeliveryConfiguration, source: any WorkSource, settler: any Settling,
+        reader: any BodyReading, planning: any MXPlanning, permits: any PermitLeasing, time: any TimeSource,
+        logger: Logger, seed: UInt64, naming: (any SiteNaming)?, connector: any Connecting,
+        poolsMax: Int = DeliveryLimits.poolsPerLoop
+    ) {
         self.naming = naming
+        self.poolsMax = poolsMax
         context = DeliveryContext(
-            home: LoopHome(loop), source: source, settler: settler, reader: reader, permits: permits, time: time,
-            logger: logger, configuration: configuration)
+            home: LoopHome(loop), source: source, settler: settler, reader: reader, permits: permits,
+            connector: connector, time: time, logger: logger, configuration: configuration)
         planner = SitePlanner(configuration: configuration, planning: planning)
         random = SplitMix64(seed: seed)
     }
@@ -84,8 +105,13 @@ package actor Dispatcher: WorkSignalling {
     /// An operator's retry: pauses end.
     package nonisolated func resumeSites() {
         onLoop { dispatcher in
-            for pool in dispatcher.pools.values { pool.assumeIsolated { $0.resume() } }
-            dispatcher.tick()
+            let now = dispatcher.context.time.now()
+            for pool in dispatcher.pools.values {
+                pool.assumeIsolated {
+                    $0.resume()
+                    $0.tick(at: now)
+                }
+            }
         }
     }
 
@@ -125,21 +151,7 @@ package actor Dispatcher: WorkSignalling {
 
     package nonisolated func finalWithoutAttempt(_ items: [FinalWithoutAttempt]) { context.collect(items) }
 
-    package nonisolated func delayNoticesDue(_ items: [DelayNoticeDue]) {
-        for item in items {
-            // A notice needs sender and recipient; one whose envelope has left memory comes with its next attempt.
-            guard let envelope = item.envelope else { continue }
-            context.collect(
-                Settlement(
-                    message: item.message, envelope: envelope, body: nil, site: [], peer: nil, sourceAddress: [],
-                    deliveryProtocol: .none, at: context.time.now(),
-                    entries: [
-                        SettlementEntry(
-                            recipient: item.recipient, decision: .deferred(until: item.until, delayNotice: true),
-                            reply: item.reply, relayedWithoutDSN: false)
-                    ]))
-        }
-    }
+    package nonisolated func delayNoticesDue(_ items: [DelayNoticeDue]) { context.collect(items) }
 
     // MARK: Turns
 
@@ -172,7 +184,7 @@ package actor Dispatcher: WorkSignalling {
     }
 
     private func planned(_ destination: DestinationID, _ answer: PlannedDestination) {
-        if let old = siteOf.removeValue(forKey: destination) {
+        if let old = siteOf.remove(destination) {
             pools[old]?.assumeIsolated { $0.unassigned(destination) }
         }
         let now = context.time.now()
@@ -185,8 +197,8 @@ package actor Dispatcher: WorkSignalling {
                 context.source.holdDestination(destination, until: now + DeliveryLimits.poolsFullHold)
                 return
             }
-            siteOf[destination] = site
             let until = plan.expires
+            siteOf.set(destination, site, until: until, at: now)
             pool.assumeIsolated { $0.assigned(destination, until: until) }
             context.source.assign(destination, to: site, until: until)
             readySites.insert(site)
@@ -196,31 +208,54 @@ package actor Dispatcher: WorkSignalling {
 
     private func pool(for plan: SitePlan, at now: Instant) -> (SiteID, ConnectionPool)? {
         if let site = siteByKey[plan.key], let pool = pools[site] {
+            let old = pool.assumeIsolated { $0.plan.name }
+            if old != plan.name { rename(site, from: old, to: plan.name) }
             pool.assumeIsolated { $0.update(plan) }
             naming?.siteInUse(site, name: plan.name)
             return (site, pool)
         }
-        if pools.count >= DeliveryLimits.poolsPerLoop { evict(at: now) }
-        guard pools.count < DeliveryLimits.poolsPerLoop else { return nil }
+        if pools.count >= poolsMax { makeRoom(at: now) }
+        guard pools.count < poolsMax else { return nil }
         let site = SiteID(value: nextSite)
         nextSite &+= 1
         let pool = ConnectionPool(site: site, plan: plan, context: context, seed: random.next())
         pools[site] = pool
         siteByKey[plan.key] = site
+        rename(site, from: nil, to: plan.name)
+        pool.assumeIsolated { $0.enter() }
         naming?.siteInUse(site, name: plan.name)
         return (site, pool)
     }
 
-    private func evict(at now: Instant) {
-        var evicted = false
-        for (site, pool) in pools where pool.assumeIsolated({ $0.isEvictable(at: now) }) {
-            pools.removeValue(forKey: site)
-            let key = pool.assumeIsolated { $0.plan.key }
-            siteByKey.removeValue(forKey: key)
-            naming?.siteForgotten(site)
-            evicted = true
+    private func rename(_ site: SiteID, from old: [UInt8]?, to new: [UInt8]?) {
+        if let old {
+            sitesByName[old]?.remove(site)
+            if sitesByName[old]?.isEmpty == true { sitesByName.removeValue(forKey: old) }
         }
-        if evicted { siteOf = siteOf.filter { pools[$0.value] != nil } }
+        if let new { sitesByName[new, default: []].insert(site) }
+    }
+
+    /// The pool that has been idle longest goes, its destinations are routed anew when they have mail. One that turns out to
+    /// have work gets it instead; few are looked at.
+    private func makeRoom(at now: Instant) {
+        for _ in 0..<DeliveryLimits.evictionLooks {
+            guard let site = context.shared.schedule.longestIdle, let pool = pools[site] else { return }
+            visits += 1
+            if pool.assumeIsolated({ $0.isEvictable(at: now) }) { return evict(site, pool, at: now) }
+            pool.assumeIsolated { $0.tick(at: now) }
+        }
+    }
+
+    private func evict(_ site: SiteID, _ pool: ConnectionPool, at now: Instant) {
+        pools.removeValue(forKey: site)
+        context.shared.schedule.remove(site)
+        let (key, name) = pool.assumeIsolated { pool in
+            pool.release(at: now)
+            return (pool.plan.key, pool.plan.name)
+        }
+        siteByKey.removeValue(forKey: key)
+        rename(site, from: name, to: nil)
+        naming?.siteForgotten(site)
     }
 
     // MARK: Clock
@@ -233,13 +268,45 @@ package actor Dispatcher: WorkSignalling {
         }
     }
 
-    /// Time-outs, pauses, idle connections; the repeated task calls it, and so do tests with a clock of their own.
+    /// Time-outs, pauses, idle connections, for the pools that are due; the repeated task calls it, and so do tests with a
+    /// clock of their own.
     package func tick() {
         let now = context.time.now()
-        for pool in pools.values { pool.assumeIsolated { $0.tick(at: now) } }
+        var due: [SiteID] = []
+        while let site = context.shared.schedule.popDue(at: now) { due.append(site) }
+        for site in due {
+            guard let pool = pools[site] else { continue }
+            visits += 1
+            if pool.assumeIsolated({ $0.isSpent(at: now) }) {
+                evict(site, pool, at: now)
+            } else {
+                pool.assumeIsolated { $0.tick(at: now) }
+            }
+        }
+        serveWaiters()
         context.publish()
-        evict(at: now)
         checkDrained(at: now)
+    }
+
+    /// Where a limit turned a pool away, idle connections are given up for it: of any site for the node's limit, of the same
+    /// site's pools for the site's. Costs nothing while nobody waits.
+    private func serveWaiters() {
+        let permits = context.permits
+        guard permits.hasWaiters else { return }
+        for _ in 0..<DeliveryLimits.yieldsPerTick {
+            guard let site = context.shared.schedule.longestSpare, let pool = pools[site],
+                permits.claimWaiter(site: pool.assumeIsolated({ $0.plan.name }))
+            else { break }
+            visits += 1
+            pool.assumeIsolated { $0.yield() }
+        }
+        for name in permits.waitingSites {
+            for site in sitesByName[name] ?? [] where context.shared.schedule.hasSpare(site) {
+                guard permits.claimWaiter(site: name) else { break }
+                visits += 1
+                pools[site]?.assumeIsolated { $0.yield() }
+            }
+        }
     }
 
     private func beginDrain(_ grace: TimeSpan, _ promise: EventLoopPromise<Void>) {

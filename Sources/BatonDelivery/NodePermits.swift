@@ -4,13 +4,12 @@ import BatonModel
 import Synchronization
 
 /// Counts connections per site and for the node, and keeps a token bucket per rated site. Any thread; a mutex held for a few
-/// instructions. Bounded: a site is forgotten when it has no connection, no waiter and a full bucket.
+/// instructions. Bounded: an entry for each site with a connection or a rate; those with a rate come from the configuration.
 ///
 /// At a limit the answer is no: the pool asks again at its next tick, and pools with idle connections give one up.
 package final class NodePermits: PermitLeasing {
     private struct Site {
         var open = 0
-        var refused = false
         var tokens = 0.0
         var filledAt: Instant?
     }
@@ -18,8 +17,11 @@ package final class NodePermits: PermitLeasing {
     private struct State {
         var limit: Int
         var open = 0
-        var refused = false
+        /// Refusals by the node's limit that nobody has made up for.
+        var refused = 0
         var sites: [[UInt8]: Site] = [:]
+        /// Sites that their own limit turned away.
+        var waiting: Set<[UInt8]> = []
     }
 
     private let state: Mutex<State>
@@ -37,11 +39,11 @@ package final class NodePermits: PermitLeasing {
     package func takeConnection(site: [UInt8], siteLimit: Int) -> Bool {
         state.withLock { state in
             guard state.open < state.limit else {
-                state.refused = true
+                state.refused = min(state.refused + 1, state.limit)
                 return false
             }
             guard state.sites[site]?.open ?? 0 < max(1, siteLimit) else {
-                state.sites[site]?.refused = true
+                state.waiting.insert(site)
                 return false
             }
             state.open += 1
@@ -55,6 +57,7 @@ package final class NodePermits: PermitLeasing {
             guard let open = state.sites[site]?.open, open > 0 else { return }
             state.open -= 1
             state.sites[site]?.open = open - 1
+            if open == 1 { state.waiting.remove(site) }
             if open == 1, state.sites[site]?.filledAt == nil { state.sites.removeValue(forKey: site) }
         }
     }
@@ -81,13 +84,14 @@ package final class NodePermits: PermitLeasing {
 
     package func claimWaiter(site: [UInt8]) -> Bool {
         state.withLock { state in
-            if state.refused {
-                state.refused = false
+            if state.refused > 0 {
+                state.refused -= 1
                 return true
             }
-            guard state.sites[site]?.refused == true else { return false }
-            state.sites[site]?.refused = false
-            return true
+            return state.waiting.remove(site) != nil
         }
     }
+
+    package var hasWaiters: Bool { state.withLock { $0.refused > 0 || !$0.waiting.isEmpty } }
+    package var waitingSites: [[UInt8]] { state.withLock { Array($0.waiting) } }
 }

@@ -33,10 +33,13 @@ package struct PoolState: StateMachine {
         case permit(ConnectionID, Bool)
         case failed(ConnectionID, ConnectFailure)
         case greeted(ConnectionID)
-        /// The pull that was asked for brought nothing.
+        /// The pull that was asked for brought nothing: no work is ready.
         case starved(ConnectionID)
-        /// A transaction ended. `trouble`: the reply to MAIL, or the 421, if it failed that way. `fresh`: it was the connection's first.
-        case finished(ConnectionID, reusable: Bool, trouble: SMTPReply?, fresh: Bool)
+        /// The pull that was asked for may not be made before `until`: the site's rate, or a spool that did not answer.
+        case blocked(ConnectionID, until: Instant)
+        /// A transaction ended. `trouble`: the reply to MAIL, or the 421, if it failed that way. `fresh`: it was the
+        /// connection's first. `served`: the peer gave its verdict.
+        case finished(ConnectionID, reusable: Bool, trouble: SMTPReply?, fresh: Bool, served: Bool)
         /// The transport is gone while nothing ran on it.
         case closed(ConnectionID)
         /// To be sent again on a new connection, not on the hosts named.
@@ -70,7 +73,7 @@ package struct PoolState: StateMachine {
         case paused(until: Instant, reply: SMTPReply, ownFault: Bool)
     }
 
-    private enum Stage {
+    enum Stage {
         case permitting
         case connecting
         case idle(since: Instant)
@@ -78,12 +81,12 @@ package struct PoolState: StateMachine {
         case quitting
     }
 
-    private struct Candidate {
+    struct Candidate {
         let host: [UInt8]
         let endpoint: Endpoint
     }
 
-    private struct Connection {
+    struct Connection {
         var stage: Stage
         /// What remains to be tried, best last.
         var candidates: [Candidate] = []
@@ -100,21 +103,26 @@ package struct PoolState: StateMachine {
         var ownFailure: SMTPReply?
     }
 
-    private var hosts: [SiteHost]
-    private var limits: SiteLimits
-    package private(set) var throttle: SiteThrottle
-    private var connections: [ConnectionID: Connection] = [:]
+    var hosts: [SiteHost]
+    var limits: SiteLimits
+    package internal(set) var throttle: SiteThrottle
+    var connections: [ConnectionID: Connection] = [:]
     /// Idle connections, the one used last at the end.
-    private var idle: [ConnectionID] = []
-    private var busyCount = 0
-    private var connectingCount = 0
-    private var nextID: UInt32 = 0
-    private var random: SplitMix64
-    private var avoided: [Endpoint: Instant] = [:]
-    private var growthBlockedUntil = Instant.epoch
+    var idle: [ConnectionID] = []
+    var busyCount = 0
+    var connectingCount = 0
+    var nextID: UInt32 = 0
+    var random: SplitMix64
+    var avoided: [Endpoint: Instant] = [:]
+    var growthBlockedUntil = Instant.epoch
+    private var pullsBlockedUntil = Instant.epoch
     /// No permit was to be had in this tick.
-    private var permitDenied = false
-    private var isDraining = false
+    var permitDenied = false
+    var isDraining = false
+    /// More work waits than the connections serve, as far as is known.
+    var isHungry = false
+    /// When a hungry pool looks again, though nothing happened to it.
+    private var lookAt: Instant?
 
     package init(hosts: [SiteHost], limits: SiteLimits, seed: UInt64) {
         self.hosts = hosts
@@ -125,6 +133,23 @@ package struct PoolState: StateMachine {
 
     package var openConnections: Int { connections.count }
     package var busyConnections: Int { busyCount }
+    /// Since when the connection that rests longest has rested; nil if none does.
+    package var restingSince: Instant? {
+        guard let oldest = idle.first, case .idle(let since) = connections[oldest]?.stage else { return nil }
+        return since
+    }
+    /// Whether work waits that nobody works on, as far as is known.
+    package var wantsWork: Bool { isHungry }
+
+    /// When `.tick` and a look for work are due: an idle connection's end, a pause's end, work that could not be served.
+    /// `distantFuture` when only events can bring something to do.
+    package func wake(at now: Instant) -> Instant {
+        var due = restingSince.map { $0 + limits.idle } ?? .distantFuture
+        guard isHungry, !isDraining else { return due }
+        if throttle.isPaused(at: now) { return min(due, throttle.pausedUntil) }
+        if let lookAt { due = min(due, lookAt) }
+        return due
+    }
     package var hostCount: Int { hosts.count }
     package var isIdle: Bool { connections.isEmpty }
 
@@ -145,9 +170,16 @@ package struct PoolState: StateMachine {
         case .starved(let id):
             guard case .busy = connections[id]?.stage else { return }
             connections[id]?.transactions -= 1
+            isHungry = false
             rest(id, at: now, into: &actions)
-        case .finished(let id, let reusable, let trouble, let fresh):
-            receiveEnd(id, reusable, trouble, fresh, at: now, into: &actions)
+        case .blocked(let id, let until):
+            guard case .busy = connections[id]?.stage else { return }
+            connections[id]?.transactions -= 1
+            isHungry = true
+            pullsBlockedUntil = max(pullsBlockedUntil, until)
+            rest(id, at: now, into: &actions)
+        case .finished(let id, let reusable, let trouble, let fresh, let served):
+            receiveEnd(id, reusable, trouble, fresh, served, at: now, into: &actions)
         case .closed(let id): remove(id, into: &actions)
         case .resend(let work, let avoiding): resend(work, avoiding: avoiding, at: now, into: &actions)
         case .ownFault(let reply):
@@ -161,12 +193,26 @@ package struct PoolState: StateMachine {
             for id in idle { quit(id, into: &actions) }
         case .resume: throttle.resume()
         }
+        noteHunger(at: now)
+    }
+
+    /// A hungry pool that has room looks again: at the next tick, or when what holds it back is over. A paused one wakes with
+    /// the pause, one whose connections all work with their ends.
+    private mutating func noteHunger(at now: Instant) {
+        guard isHungry, !isDraining, connections.count < throttle.limit(at: now) || !idle.isEmpty else {
+            lookAt = nil
+            return
+        }
+        guard lookAt == nil else { return }
+        lookAt = max(now + DeliveryLimits.tick, pullsBlockedUntil)
+        if idle.isEmpty, let soonest = lookAt { lookAt = max(soonest, growthBlockedUntil) }
     }
 
     // MARK: Work
 
     private mutating func pump(_ ready: Int, at now: Instant, into actions: inout ActionBuffer<Action>) {
-        guard !isDraining, ready > 0 else { return }
+        isHungry = ready > 0
+        guard !isDraining, ready > 0, now >= pullsBlockedUntil else { return }
         let limit = throttle.limit(at: now)
         var left = ready
         while left > 0, busyCount < limit, let id = idle.popLast() {
@@ -174,13 +220,14 @@ package struct PoolState: StateMachine {
             actions.append(.pull(id))
             left -= 1
         }
+        isHungry = left > 0
         // Growth: what still waits, up to the limit, at most doubling what works.
         guard left > 0, !permitDenied, now >= growthBlockedUntil, !hosts.isEmpty else { return }
         let room = min(limit - connections.count, max(1, busyCount) - connectingCount, left - connectingCount)
         for _ in 0..<max(0, room) { open(for: nil, avoiding: [], at: now, into: &actions) }
     }
 
-    private mutating func occupy(_ id: ConnectionID) {
+    mutating func occupy(_ id: ConnectionID) {
         connections[id]?.stage = .busy
         connections[id]?.transactions += 1
         busyCount += 1
@@ -188,27 +235,22 @@ package struct PoolState: StateMachine {
 
     /// After a transaction, or when there was none: the next one, or idle, or out.
     private mutating func receiveEnd(
-        _ id: ConnectionID, _ reusable: Bool, _ trouble: SMTPReply?, _ fresh: Bool, at now: Instant,
+        _ id: ConnectionID, _ reusable: Bool, _ trouble: SMTPReply?, _ fresh: Bool, _ served: Bool, at now: Instant,
         into actions: inout ActionBuffer<Action>
     ) {
         guard case .busy = connections[id]?.stage else { return }
         if let trouble, ReplyClassifier.isThrottling(trouble), reusable || fresh {
             // A 421 on a reused connection may mean that connection alone: its message goes to a fresh one first.
-            if throttle.trouble(at: now) {
-                actions.append(.paused(until: throttle.pausedUntil, reply: trouble, ownFault: false))
-            }
-        } else if reusable, trouble == nil {
+            receiveTrouble(trouble, at: now, into: &actions)
+        } else if served, trouble == nil {
             throttle.success()
         }
-        guard reusable else {
-            busyCount -= 1
-            remove(id, into: &actions)
-            return
-        }
+        guard reusable else { return remove(id, into: &actions) }
         let count = connections[id]?.transactions ?? 0
         let used = limits.messagesPerConnection > 0 && count >= limits.messagesPerConnection
         let surplus = connections.count > throttle.limit(at: now) && !throttle.isPaused(at: now)
         if isDraining || used || surplus {
+            isHungry = true
             busyCount -= 1
             idle.append(id)
             quit(id, into: &actions)
@@ -216,8 +258,19 @@ package struct PoolState: StateMachine {
             connections[id]?.transactions += 1
             actions.append(.pull(id))
         } else {
+            isHungry = true
             rest(id, at: now, into: &actions)
         }
+    }
+
+    /// The site asks us to slow down. A site that goes on so after its longest pauses is down for all that waits for it: else
+    /// one recipient a pause would be tried, and the others neither counted nor ever expired.
+    mutating func receiveTrouble(
+        _ reply: SMTPReply, at now: Instant, into actions: inout ActionBuffer<Action>
+    ) {
+        guard throttle.trouble(at: now) else { return }
+        actions.append(.paused(until: throttle.pausedUntil, reply: reply, ownFault: false))
+        if throttle.isDown { actions.append(.deferSite(ReplyClassifier.siteDeferral(reply))) }
     }
 
     private mutating func rest(_ id: ConnectionID, at now: Instant, into actions: inout ActionBuffer<Action>) {
@@ -227,146 +280,9 @@ package struct PoolState: StateMachine {
         if isDraining { quit(id, into: &actions) }
     }
 
-    // MARK: Connecting
-
-    private mutating func resend(
-        _ work: WorkID, avoiding: [[UInt8]], at now: Instant, into actions: inout ActionBuffer<Action>
-    ) {
-        guard !isDraining, !throttle.isPaused(at: now) else { return actions.append(.giveBack(work)) }
-        guard hasHosts(besides: avoiding) else { return actions.append(.giveUp(work)) }
-        open(for: work, avoiding: avoiding, at: now, into: &actions)
-    }
-
-    private mutating func open(
-        for work: WorkID?, avoiding: [[UInt8]], at now: Instant, into actions: inout ActionBuffer<Action>
-    ) {
-        let id = ConnectionID(value: nextID)
-        nextID &+= 1
-        var connection = Connection(stage: .permitting)
-        connection.work = work
-        (connection.candidates, connection.partial) = chain(avoiding: avoiding, at: now)
-        connections[id] = connection
-        connectingCount += 1
-        actions.append(.askPermit(id))
-    }
-
-    /// Addresses in the order of trying, reversed: ranks in order, equals at random (RFC 5321 5.1), a host's addresses in
-    /// theirs, those that lately did not answer last; at most `addressesPerAttempt`.
-    private mutating func chain(avoiding: [[UInt8]], at now: Instant) -> ([Candidate], Bool) {
-        let left = hosts.filter { !avoiding.contains($0.name) }
-        let keyed = left.map { (host: $0, key: random.next()) }
-        let ordered = keyed.sorted { ($0.host.rank, $0.key) < ($1.host.rank, $1.key) }
-        var good: [Candidate] = []
-        var bad: [Candidate] = []
-        for (host, _) in ordered {
-            for endpoint in host.endpoints {
-                if let until = avoided[endpoint], now < until {
-                    bad.append(Candidate(host: host.name, endpoint: endpoint))
-                } else {
-                    good.append(Candidate(host: host.name, endpoint: endpoint))
-                }
-            }
-        }
-        let all = (good + bad).prefix(DeliveryLimits.addressesPerAttempt)
-        let names = Set(all.map(\.host))
-        return (Array(all.reversed()), left.count < hosts.count || left.contains { !names.contains($0.name) })
-    }
-
-    private mutating func receivePermit(
-        _ id: ConnectionID, _ granted: Bool, at now: Instant, into actions: inout ActionBuffer<Action>
-    ) {
-        guard case .permitting = connections[id]?.stage else { return }
-        guard granted else {
-            permitDenied = true
-            connectingCount -= 1
-            if let work = connections.removeValue(forKey: id)?.work { actions.append(.giveBack(work)) }
-            return
-        }
-        connections[id]?.stage = .connecting
-        tryNext(id, at: now, into: &actions)
-    }
-
-    private mutating func tryNext(_ id: ConnectionID, at now: Instant, into actions: inout ActionBuffer<Action>) {
-        guard let candidate = connections[id]?.candidates.popLast() else {
-            return fail(id, at: now, into: &actions)
-        }
-        connections[id]?.current = candidate
-        connections[id]?.addressesTried += 1
-        actions.append(.connect(id, host: candidate.host, candidate.endpoint))
-    }
-
-    private mutating func receiveGreeting(
-        _ id: ConnectionID, at now: Instant, into actions: inout ActionBuffer<Action>
-    ) {
-        guard case .connecting = connections[id]?.stage else { return }
-        connectingCount -= 1
-        connections[id]?.candidates = []
-        if let endpoint = connections[id]?.current?.endpoint { avoided.removeValue(forKey: endpoint) }
-        if let work = connections[id]?.work {
-            connections[id]?.work = nil
-            occupy(id)
-            actions.append(.begin(id, work))
-        } else if throttle.limit(at: now) > busyCount {
-            occupy(id)
-            actions.append(.pull(id))
-        } else {
-            connections[id]?.stage = .idle(since: now)
-            idle.append(id)
-            if isDraining { quit(id, into: &actions) }
-        }
-    }
-
-    private mutating func receiveFailure(
-        _ id: ConnectionID, _ failure: ConnectFailure, at now: Instant, into actions: inout ActionBuffer<Action>
-    ) {
-        guard case .connecting = connections[id]?.stage, let current = connections[id]?.current else { return }
-        switch failure {
-        case .ownFault(let reply): connections[id]?.ownFailure = reply
-        case .unreachable(let reply):
-            avoided[current.endpoint] = now + DeliveryLimits.addressAvoidance
-            connections[id]?.remoteFailure = reply
-        case .refused(let reply):
-            connections[id]?.refusals += 1
-            if reply.code == 521 { connections[id]?.neverRefusals += 1 }
-            connections[id]?.remoteFailure = reply
-            // A host that turned us away speaks for all its addresses: the next MX is asked.
-            connections[id]?.candidates.removeAll { $0.host == current.host }
-        }
-        if isDraining { connections[id]?.candidates = [] }
-        tryNext(id, at: now, into: &actions)
-    }
-
-    /// Every candidate failed.
-    private mutating func fail(_ id: ConnectionID, at now: Instant, into actions: inout ActionBuffer<Action>) {
-        guard let failed = connections.removeValue(forKey: id) else { return }
-        connectingCount -= 1
-        actions.append(.returnPermit)
-        guard let reply = failed.remoteFailure else {
-            // Nothing was tried, or nothing failed but ourselves.
-            if let work = failed.work { actions.append(.giveBack(work)) }
-            if let own = failed.ownFailure, throttle.ownFault(at: now) {
-                actions.append(.paused(until: throttle.pausedUntil, reply: own, ownFault: true))
-            }
-            return
-        }
-        if let work = failed.work { actions.append(.giveUp(work)) }
-        if isDraining { return }
-        let never = failed.neverRefusals > 0 && failed.neverRefusals == failed.addressesTried && !failed.partial
-        if never { return actions.append(.failSite(reply)) }
-        let alone = busyCount == 0 && idle.isEmpty && connectingCount == 0
-        if alone || ReplyClassifier.isThrottling(reply) {
-            if throttle.trouble(at: now) {
-                actions.append(.paused(until: throttle.pausedUntil, reply: reply, ownFault: false))
-            }
-        } else {
-            growthBlockedUntil = now + DeliveryLimits.growthPause
-        }
-        if alone { actions.append(.deferSite(ReplyClassifier.siteDeferral(reply))) }
-    }
-
     // MARK: Leaving
 
-    private mutating func quit(_ id: ConnectionID, into actions: inout ActionBuffer<Action>) {
+    mutating func quit(_ id: ConnectionID, into actions: inout ActionBuffer<Action>) {
         idle.removeAll { $0 == id }
         connections[id]?.stage = .quitting
         actions.append(.quit(id))
@@ -376,7 +292,11 @@ package struct PoolState: StateMachine {
         guard let gone = connections[id] else { return }
         switch gone.stage {
         case .permitting, .connecting: return
-        case .busy, .quitting: break
+        case .busy:
+            // Its place is free, however it went: else the pool would believe itself at its limit for ever.
+            busyCount -= 1
+            isHungry = true
+        case .quitting: break
         case .idle: idle.removeAll { $0 == id }
         }
         connections.removeValue(forKey: id)
@@ -385,6 +305,7 @@ package struct PoolState: StateMachine {
 
     private mutating func tick(at now: Instant, into actions: inout ActionBuffer<Action>) {
         permitDenied = false
+        lookAt = nil
         while let oldest = idle.first, case .idle(let since) = connections[oldest]?.stage, now - since >= limits.idle {
             quit(oldest, into: &actions)
         }

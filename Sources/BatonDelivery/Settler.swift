@@ -64,6 +64,8 @@ package final class Settler: Settling, SubmissionResultReceiving, BodyReadReceiv
 
     package func settle(_ finals: [FinalWithoutAttempt]) { receive(.finals(finals)) }
 
+    package func settle(_ notices: [DelayNoticeDue]) { receive(.notices(notices)) }
+
     // MARK: Results. On the lane's and the readers' threads; at most `SettlerLimits.inFlight` of them are ever under way
 
     package func submissionsFinished(_ results: [SubmissionResult]) {

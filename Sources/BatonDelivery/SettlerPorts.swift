@@ -50,8 +50,10 @@ package struct SettlementEntry: Sendable {
 }
 
 /// Makes decisions durable: report first where one is due, then events, then outcomes, then the slots are freed.
-/// Both calls on the loop of its partition; they never block, and what they take is never lost.
+/// All calls on the loop of its partition; they never block, and what they take is never lost.
 package protocol Settling: AnyObject, Sendable {
     func settle(_ settlements: [Settlement])
     func settle(_ finals: [FinalWithoutAttempt])
+    /// Delay notices due without an attempt: nothing but the notice is made durable.
+    func settle(_ notices: [DelayNoticeDue])
 }

@@ -38,6 +38,7 @@ struct SettlerState: StateMachine {
     enum Event: Sendable {
         case settled([Settlement])
         case finals([FinalWithoutAttempt])
+        case notices([DelayNoticeDue])
         case submitted([SubmissionResult])
         case read([BodyReadResult])
         case retryDue
@@ -105,6 +106,7 @@ struct SettlerState: StateMachine {
         switch event {
         case .settled(let settlements): for settlement in settlements { settle(settlement, at: now) }
         case .finals(let finals): settle(finals, at: now)
+        case .notices(let notices): settle(notices, at: now)
         case .submitted(let results): for result in results { finish(result, at: now) }
         case .read(let results): for result in results { finish(result, at: now) }
         case .retryDue: isPaused = false
@@ -195,6 +197,35 @@ struct SettlerState: StateMachine {
                 waiting.append(work)
             }
         }
+    }
+
+    /// Recipients that wait long though their destination, not they, failed. Those of one message share a report.
+    private mutating func settle(_ notices: [DelayNoticeDue], at now: Instant) {
+        var order: [StoredMessageRef] = []
+        var groups: [StoredMessageRef: [DelayNoticeDue]] = [:]
+        for notice in notices {
+            if groups[notice.message] == nil { order.append(notice.message) }
+            groups[notice.message, default: []].append(notice)
+        }
+        for message in order {
+            guard let group = groups[message] else { continue }
+            var work = Work(
+                message: message, envelope: group.lazy.compactMap(\.envelope).first, items: [], kind: .delay,
+                origin: AttemptOrigin(), at: now, body: nil, returned: nil)
+            work.items = group.map {
+                var item = PendingRecipient(
+                    recipient: $0.recipient, verdict: .delayNoticeSent, attempts: $0.recipient.attempts,
+                    reply: $0.reply)
+                item.until = $0.until
+                return item
+            }
+            if work.envelope == nil { waiting.append(work) } else { giveNotice(work) }
+        }
+    }
+
+    private mutating func giveNotice(_ work: Work) {
+        guard let envelope = work.envelope else { return }
+        enqueue(work.items.filter { ReportPolicy.wantsDelay(envelope, $0.recipient.recipient) }, .delay, work)
     }
 
     /// Ends failed recipients: at once where nobody is to be told, by a report where somebody is.
@@ -312,7 +343,7 @@ struct SettlerState: StateMachine {
                 work.envelope = envelope
                 work.body = body
                 // Now it can be said who is to be told; what is told goes on, the rest is recorded.
-                fail(work.items, work)
+                if work.kind == .delay { giveNotice(work) } else { fail(work.items, work) }
             } else {
                 work.body = body
                 advance(work, result.token, at: now)
@@ -322,6 +353,7 @@ struct SettlerState: StateMachine {
             work.returned = .headers(octets)
             advance(work, result.token, at: now)
         case .damaged:
+            if work.envelope == nil, work.kind == .delay { return }
             if work.envelope == nil {
                 // Quarantined by the spool: without its envelope nothing can be recorded. The job keeps its slot.
                 tally.damaged += work.items.count
@@ -331,6 +363,8 @@ struct SettlerState: StateMachine {
             }
         case .failed:
             work.failedReads += 1
+            // A notice is a courtesy: it is given up where a final outcome waits.
+            if work.envelope == nil, work.kind == .delay, work.failedReads >= SettlerLimits.readsMax { return }
             if work.envelope != nil, work.failedReads >= SettlerLimits.readsMax {
                 work.returned = .nothing
                 advance(work, result.token, at: now)

@@ -23,6 +23,9 @@ package struct SiteThrottle: Sendable {
 
     package func isPaused(at now: Instant) -> Bool { now < pausedUntil }
 
+    /// Whether its pauses have grown to the longest and still no transaction went through.
+    package var isDown: Bool { troubles > 4 }
+
     /// Connections that may be open now.
     package func limit(at now: Instant) -> Int {
         if isPaused(at: now) { return 0 }

@@ -247,8 +247,14 @@ package protocol PermitLeasing: Sendable {
     /// Whether somebody was refused a connection to the site, or any connection, and this caller should give up an idle one
     /// for it. Asking takes the claim: one waiter gets one connection. The default knows no waiters.
     func claimWaiter(site: [UInt8]) -> Bool
+    /// Whether anybody was refused and not served since. Cheap: asked at each tick.
+    var hasWaiters: Bool { get }
+    /// Sites that were refused a connection by their own limit, so that pools with an idle one can be found.
+    var waitingSites: [[UInt8]] { get }
 }
 
 extension PermitLeasing {
+    package var hasWaiters: Bool { false }
+    package var waitingSites: [[UInt8]] { [] }
     package func claimWaiter(site: [UInt8]) -> Bool { false }
 }

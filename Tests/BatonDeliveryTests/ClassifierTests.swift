@@ -79,6 +79,7 @@ private func context(
         #expect(word(ReplyClassifier.step(for: eight, context(others: true))) == "elsewhere")
         #expect(word(ReplyClassifier.step(for: eight, context(without: 5, others: true))) == "permanent 5.6.3")
         #expect(word(ReplyClassifier.step(for: eight, context())) == "permanent 5.6.3")
+        #expect(word(ReplyClassifier.step(for: .incapable(.smtpUTF8), context(others: true))) == "elsewhere")
         #expect(word(ReplyClassifier.step(for: .incapable(.smtpUTF8), context())) == "permanent 5.6.7")
         #expect(
             word(ReplyClassifier.step(for: .incapable(.size(limit: 5)), context(others: true))) == "permanent 5.3.4")

@@ -69,6 +69,7 @@ final class FakeSource: WorkSource {
     }
 
     func assign(_ destination: DestinationID, to site: SiteID, until: Instant) {
+        if until <= time.now() { return verdicts.add("release") }
         state.withLock { $0.site = site }
         verdicts.add("assign")
     }
@@ -91,7 +92,7 @@ final class FakeSource: WorkSource {
 
     func pull(_ site: SiteID, transactions: Int, recipients: Int) -> [Transaction] {
         state.withLock { state in
-            guard !state.ready.isEmpty else { return [] }
+            guard !state.ready.isEmpty, state.site == site else { return [] }
             let first = state.ready.removeFirst()
             guard first.recipients.count > recipients else {
                 state.out += first.recipients.count
@@ -137,7 +138,7 @@ final class FakeSource: WorkSource {
     }
 
     func settle(_ handles: [JobHandle]) {}
-    func ready(_ site: SiteID) -> Int { state.withLock { $0.ready.count } }
+    func ready(_ site: SiteID) -> Int { state.withLock { $0.site == site ? $0.ready.count : 0 } }
 }
 
 final class FakeSettler: Settling {
@@ -148,6 +149,7 @@ final class FakeSettler: Settling {
         for settlement in settlements { self.settlements.add(settlement) }
     }
     func settle(_ finals: [FinalWithoutAttempt]) {}
+    func settle(_ notices: [DelayNoticeDue]) {}
 }
 
 /// Answers every domain with the same hosts.
@@ -226,7 +228,8 @@ struct Delivery {
 
     init(
         port: Int, verdict: MXPlan.Verdict = hosts(["127.0.0.1"]), reader: FakeReader = FakeReader(),
-        nodeConnections: Int = 100, requeues: Bool = true,
+        bodies: (any BodyReading)? = nil,
+        nodeConnections: Int = 100, requeues: Bool = true, poolsMax: Int = DeliveryLimits.poolsPerLoop,
         configure: (inout DeliveryConfiguration) -> Void = { _ in }
     ) {
         loop = MultiThreadedEventLoopGroup.singleton.next()
@@ -237,10 +240,15 @@ struct Delivery {
         configuration.allowPrivateAddresses = true
         configure(&configuration)
         dispatcher = Dispatcher(
-            loop: loop, configuration: configuration, source: source, settler: settler, reader: reader,
+            loop: loop, configuration: configuration, source: source, settler: settler, reader: bodies ?? reader,
             planning: FakePlanning(verdict), permits: permits, time: time,
-            logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }), seed: 1)
+            logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }), seed: 1, naming: nil,
+            connector: SocketConnector(), poolsMax: poolsMax)
     }
+
+    func visits() async -> Int { await dispatcher.visits }
+    func poolCount() async -> Int { await dispatcher.poolCount }
+    func scheduled() async -> Int { await dispatcher.scheduledCount }
 
     /// Makes messages ready: each an array of recipients. `resident`: with envelope and body at hand.
     func add(
@@ -265,9 +273,10 @@ struct Delivery {
         }
     }
 
-    func route(_ domain: String = "example.test") async {
+    func route(_ domain: String = "example.test", destination: Int = 1) async {
         let dispatcher = dispatcher
-        try? await loop.submit { dispatcher.routeNeeded(DestinationID(value: 1), domain: Domain(domain)) }.get()
+        let id = DestinationID(value: UInt32(destination))
+        try? await loop.submit { dispatcher.routeNeeded(id, domain: Domain(domain)) }.get()
     }
 
     func signal() async {

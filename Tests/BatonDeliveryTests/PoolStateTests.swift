@@ -5,7 +5,7 @@ import Testing
 
 @testable import BatonDelivery
 
-private func hosts(_ count: Int, addresses: Int = 1, sameRank: Bool = false) -> [SiteHost] {
+func hosts(_ count: Int, addresses: Int = 1, sameRank: Bool = false) -> [SiteHost] {
     (0..<count).map { host in
         SiteHost(
             name: Array("mx\(host)".utf8), rank: sameRank ? 0 : UInt16(host),
@@ -20,7 +20,7 @@ private func reply(_ code: UInt16, _ stage: ReplyStage = .banner, _ status: Enha
 }
 
 /// Performs the actions as the simplest of shells and keeps the books.
-private struct Walk {
+struct Walk {
     var state: PoolState
     var now = Instant(secondsSinceEpoch: 1_000)
     var permits = 0
@@ -88,6 +88,8 @@ private struct Walk {
         }
     }
 
+    var wake: Instant { state.wake(at: now) }
+
     mutating func pump() { send(.pump(ready: ready)) }
 
     mutating func greetAll() {
@@ -105,10 +107,15 @@ private struct Walk {
         send(.failed(id, failure))
     }
 
-    mutating func finish(_ id: ConnectionID, reusable: Bool = true, trouble: SMTPReply? = nil, fresh: Bool = false) {
+    /// `served` by default where the connection goes on without trouble.
+    mutating func finish(
+        _ id: ConnectionID, reusable: Bool = true, trouble: SMTPReply? = nil, fresh: Bool = false, served: Bool? = nil
+    ) {
         busy.remove(id)
         if reusable { idle.insert(id) }
-        send(.finished(id, reusable: reusable, trouble: trouble, fresh: fresh))
+        send(
+            .finished(
+                id, reusable: reusable, trouble: trouble, fresh: fresh, served: served ?? (reusable && trouble == nil)))
     }
 }
 

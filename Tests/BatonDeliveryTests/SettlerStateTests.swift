@@ -181,6 +181,47 @@ func reportToNobodyWhoAskedForOne(envelope: Envelope) {
     #expect(due.order.isEmpty && due.submissions.count == 1)
 }
 
+private func notice(_ recipient: Int, _ envelope: Envelope?) -> DelayNoticeDue {
+    DelayNoticeDue(
+        message: StoredMessageRef(segment: 1, record: 4), envelope: envelope, recipient: pulled(recipient, attempts: 3),
+        until: settlerStart + .hours(1), reply: settlerRefusal)
+}
+
+/// After its first attempt a message is no longer in memory: just those wait long.
+@Test func delayNoticeOfAMessageOutOfMemoryIsForgotten() throws {
+    var run = SettlerRun()
+    run.send(.notices([notice(0, nil), notice(1, nil), notice(2, nil)]))
+    #expect(run.reads.count == 1 && run.submissions.isEmpty)
+    try run.answerRead(.failed(errno: 5))
+    run.now = run.wakes.last ?? run.now
+    run.send(.retryDue)
+    // The second of them wants none.
+    try run.answerRead(.message(settlerEnvelope(notify: [[], .never, .delay]), settlerBody()))
+    #expect(run.submissions.count == 1)
+    #expect(run.order.isEmpty)
+    let report = try run.answer(.durable(storedReport))
+    #expect(report.envelope.subjects.map(\.kind) == [.delay, .delay])
+    #expect(report.envelope.subjects.map(\.recipient) == [0, 2])
+    // The slots stay taken: the recipients are still queued.
+    #expect(run.order == "eo" && run.released.isEmpty)
+    #expect(run.outcomes.map(\.verdict) == [.delayNoticeSent, .delayNoticeSent])
+    #expect(run.outcomes.map(\.attempts) == [3, 3])
+    #expect(run.state.outstanding == 0)
+}
+
+@Test func delayNoticeOfADamagedMessageIsTriedForEver() throws {
+    var run = SettlerRun()
+    run.send(.notices([notice(0, nil)]))
+    try run.answerRead(.damaged)
+    #expect(run.state.outstanding == 0 && run.tally.damaged == 0 && run.order.isEmpty)
+    run.send(.notices([notice(0, nil)]))
+    for _ in 0..<SettlerLimits.readsMax {
+        try run.answerRead(.failed(errno: 5))
+        run.send(.retryDue)
+    }
+    #expect(run.state.outstanding == 0 && run.order.isEmpty)
+}
+
 @Test func successReportFollowsItsOutcome() throws {
     let envelope = settlerEnvelope(notify: [.success])
     var run = SettlerRun()

@@ -88,6 +88,18 @@ private let pipelining = ["PIPELINING", "8BITMIME", "SIZE 1000000", "DSN", "ENHA
 }
 
 @Suite struct ClientTransactionTests {
+    /// Once the transport is closed nobody listens: work whose end came behind the close hung for ever.
+    @Test func endToldBehindTheClose() {
+        var run = SessionRun.ready(pipelining)
+        run.order = []
+        run.send(.begin(transaction()))
+        run.peer("421 4.4.5 enough for this connection\r\n")
+        #expect(run.order == ["write", "finished", "close"])
+        var refused = SessionRun()
+        refused.peer("554 no\r\n")
+        #expect(refused.order == ["refused", "close"])
+    }
+
     @Test func pipelinedTransactionTakesMoreThanTwoWrites() {
         var run = SessionRun.ready(pipelining)
         run.send(.begin(transaction(to: ["a@example.test", "b@example.test"])))

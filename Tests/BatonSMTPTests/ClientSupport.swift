@@ -16,6 +16,8 @@ struct SessionRun {
     var finished: [TransactionEnd] = []
     var wanted: [UInt32] = []
     var closes = 0
+    /// Names of the actions, in order.
+    var order: [String] = []
 
     init(isLMTP: Bool = false, chunkingFrom: Int = Limits.fragmentThreshold) {
         session = ClientSession(
@@ -37,6 +39,7 @@ struct SessionRun {
         var actions = ActionBuffer<ClientAction>()
         session.receive(event, at: now, into: &actions)
         for action in actions.drain() {
+            order.append("\(action)".prefix { $0 != "(" }.description)
             switch action {
             case .write(let bytes): written += Array(bytes.readableBytesView)
             case .wantFragment(let index): wanted.append(index)

@@ -292,10 +292,11 @@ extension ClientSession {
         self.current = nil
         deadline = .distantFuture
         phase = reusable ? .ready : .closed
-        if !reusable { actions.append(.close) }
+        // The end before the close: once the transport is gone nobody listens for it.
         actions.append(
             .finished(
                 finished(current.ends.map { $0 ?? .again }, reusable: reusable && !isExhausted, current.trouble)))
+        if !reusable { actions.append(.close) }
     }
 
     private func finished(_ ends: [RecipientEnd], reusable: Bool, _ trouble: SMTPReply?) -> TransactionEnd {

@@ -50,7 +50,7 @@ private func at(_ seconds: Int64) -> Instant { Instant(secondsSinceEpoch: second
             schedule.update(site(number), PoolStanding(due: number % 2_500 == 7 ? at(10) : at(1_000)))
         }
         var found: [SiteID] = []
-        while let one = schedule.popDue(at: at(10)) { found.append(one) }
+        while found.count < 100, let one = schedule.popDue(at: at(10)) { found.append(one) }
         #expect(Set(found) == [site(7), site(2_507), site(5_007), site(7_507)])
         #expect(found.count == 4)
         // Visited once: until it says otherwise it is not due again.
@@ -78,12 +78,14 @@ private func at(_ seconds: Int64) -> Instant { Instant(secondsSinceEpoch: second
 
     @Test func assignmentsGrowForEver() {
         var table = Assignments<Int>()
+        var most = 0
         for number in 0..<100_000 {
             // Each holds for 15 minutes, one comes a second.
             table.set(
                 DestinationID(value: UInt32(number)), number, until: at(Int64(number) + 900), at: at(Int64(number)))
-            #expect(table.count <= 2_000)
+            most = max(most, table.count)
         }
+        #expect(most <= 2_000)
         #expect(table[DestinationID(value: 99_999)] == 99_999)
         #expect(table[DestinationID(value: 99_200)] == 99_200)
         #expect(table.remove(DestinationID(value: 99_999)) == 99_999)

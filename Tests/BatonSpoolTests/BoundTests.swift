@@ -277,17 +277,17 @@ private func spares(_ disk: MemoryDisk) -> Int { disk.paths.count { $0.hasPrefix
         drainEpoch: 1)
     let one = RegistryFormat.encode(id: 1, revision: 1, keys: [key])
     let none = RegistryFormat.encode(id: 1, revision: 1, keys: [])
-    var keys = one.getSlice(at: none.readableBytes, length: one.readableBytes - none.readableBytes) ?? ByteBuffer()
-    let each = keys.readableBytes
+    var keys = Array(one.readableBytesView.dropFirst(none.readableBytes))
+    let each = keys.count
     let wanted = SpoolLimits.registrySegments + 1
-    while keys.readableBytes < wanted * each { keys.writeImmutableBuffer(keys) }
+    while keys.count < wanted * each { keys += keys }
     var payload = none
     payload.setInteger(UInt32(wanted), at: none.readableBytes - 4, endianness: .little)
-    payload.writeImmutableBuffer(keys.getSlice(at: 0, length: wanted * each) ?? ByteBuffer())
+    payload.writeBytes(keys.prefix(wanted * each))
     #expect(RegistryFormat.decode(payload) == nil)
     // Three of them are read.
     var three = none
     three.setInteger(UInt32(3), at: none.readableBytes - 4, endianness: .little)
-    three.writeImmutableBuffer(keys.getSlice(at: 0, length: 3 * each) ?? ByteBuffer())
+    three.writeBytes(keys.prefix(3 * each))
     #expect(RegistryFormat.decode(three)?.keys.count == 3)
 }

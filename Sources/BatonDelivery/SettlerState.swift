@@ -213,11 +213,9 @@ struct SettlerState: StateMachine {
                 message: message, envelope: group.lazy.compactMap(\.envelope).first, items: [], kind: .delay,
                 origin: AttemptOrigin(), at: now, body: nil, returned: nil)
             work.items = group.map {
-                var item = PendingRecipient(
+                PendingRecipient(
                     recipient: $0.recipient, verdict: .delayNoticeSent, attempts: $0.recipient.attempts,
                     reply: $0.reply)
-                item.until = $0.until
-                return item
             }
             if work.envelope == nil { waiting.append(work) } else { giveNotice(work) }
         }

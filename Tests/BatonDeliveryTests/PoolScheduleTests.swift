@@ -134,7 +134,9 @@ private func at(_ seconds: Int64) -> Instant { Instant(secondsSinceEpoch: second
         let delivery = Delivery(port: 1, poolsMax: 1) { $0.connectionsPerSite = 1 }
         delivery.add([["a@example.test"]])
         await delivery.route("[127.3.0.1]")
+        await delivery.settle()
         await delivery.route("[127.3.0.2]", destination: 2)
+        await delivery.settle()
         #expect(delivery.source.verdicts.all.contains("hold"))
         #expect(await delivery.poolCount() == 1)
     }

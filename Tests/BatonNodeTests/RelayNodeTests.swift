@@ -33,6 +33,7 @@ private func write(_ text: String, to file: String) throws {
     @Test func bannerThatHidesWhatRuns() async throws {
         try await withFolder("listeners: [{ address: '127.0.0.1:0' }, { address: '[::1]:0' }]") { _, file in
             let node = try await RelayNode.start(try ConfigurationLoader.load(path: file), logger: quiet)
+            try await node.listen()
             let banner = node.banner(adminPort: 8125)
             #expect(banner.hasPrefix("baton \(BatonVersion.current) serving: node=n3 copies=1 smtp=127.0.0.1:"))
             #expect(banner.contains(",[::1]:"))
@@ -76,12 +77,13 @@ private func write(_ text: String, to file: String) throws {
     @Test func portInUseWithoutItsName() async throws {
         try await withFolder { _, file in
             let first = try await RelayNode.start(try free(file), logger: quiet)
+            try await first.listen()
             let address = try #require(first.listenerAddresses.first)
             try await withFolder("listeners: [{ address: '\(address)' }]") { _, other in
                 let configuration = try ConfigurationLoader.load(path: other)
-                let error = await #expect(throws: NodeError.self) {
-                    _ = try await RelayNode.start(configuration, logger: quiet)
-                }
+                let node = try await RelayNode.start(configuration, logger: quiet)
+                let error = await #expect(throws: NodeError.self) { try await node.listen() }
+                await node.stop()
                 #expect(error?.description == "\(address): cannot listen: Address already in use")
                 #expect(error?.exitCode == 1)
             }

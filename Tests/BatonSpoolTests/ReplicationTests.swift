@@ -188,3 +188,25 @@ private final class FakeBackup: ChunkReplicating {
     #expect(sink.ref(10_000) != nil)
     rig.stop()
 }
+
+@Test func ackBehindALostBackup() {
+    let id = SegmentID(writer: NodeID(value: 1), incarnation: Incarnation(value: 2), index: 3)
+    let local = EnsembleMember(node: NodeID(value: 1), diskID: 1)
+    let backup = EnsembleMember(node: NodeID(value: 2), diskID: 2)
+    var state = LaneState()
+    func actions(_ events: LaneState.Event...) -> [LaneState.Action] {
+        var buffer = ActionBuffer<LaneState.Action>()
+        for event in events { state.receive(event, at: .epoch, into: &buffer) }
+        return buffer.actions
+    }
+    #expect(actions(.opened(id, ensemble: [local, backup]), .appended(id, end: 4096)).isEmpty)
+    #expect(actions(.durable(id, local, upTo: 4096)).isEmpty)
+    #expect(actions(.durable(id, backup, upTo: 4096)) == [.acknowledge(id, upTo: 4096)])
+    #expect(actions(.appended(id, end: 8192), .durable(id, local, upTo: 8192)).isEmpty)
+    #expect(actions(.lost(id, backup)) == [.refuse(id, from: 4096), .storeSeal(id, at: 4096)])
+    // The seal is on its way: its late word, and what is appended before the lane has moved on, get no 250 (A2).
+    #expect(actions(.durable(id, backup, upTo: 8192)).isEmpty)
+    #expect(actions(.appended(id, end: 12_288)) == [.refuse(id, from: 4096)])
+    #expect(actions(.durable(id, local, upTo: 12_288), .durable(id, backup, upTo: 12_288)).isEmpty)
+    #expect(!state.acknowledges(id))
+}

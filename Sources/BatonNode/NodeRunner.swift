@@ -98,8 +98,8 @@ struct NodeService: Service {
         do {
             if !Task.isCancelled, !Task.isShuttingDownGracefully {
                 try await node.listen()
-                await node.waitForDNSSEC()
-                NodeRunner.printLine(node.banner(adminPort: port ?? 0))
+                await cancelWhenGracefulShutdown { await node.waitForDNSSEC() }
+                if !Task.isShuttingDownGracefully { NodeRunner.printLine(node.banner(adminPort: port ?? 0)) }
                 try? await gracefulShutdown()
             }
         } catch {
@@ -160,7 +160,9 @@ extension RelayNode {
     /// Until it is known whether the resolver passes DNSSEC on, or the wait is over. The node serves meanwhile.
     func waitForDNSSEC() async {
         let end = time.now() + Self.dnssecWait
-        while resolver.status.dnssec == .unknown, time.now() < end { try? await Task.sleep(nanoseconds: 10_000_000) }
+        while resolver.status.dnssec == .unknown, time.now() < end, isServing {
+            try? await Task.sleep(nanoseconds: 10_000_000)
+        }
     }
 
     /// The first line on standard error once the node serves. `adminPort` is the port in use, where 0 was asked for.

@@ -23,10 +23,11 @@ struct Serve: AsyncParsableCommand {
 
     func run() async throws {
         let configuration = try config.map(ConfigurationFile.load) ?? ConfigurationLoader.embeddedDefaults()
-        for warning in configuration.warnings { Output.error(warning) }
         let style = logFormat?.style ?? LogOutput.styleOfStandardError
         let level = logLevel
         LoggingSystem.bootstrap { LogOutput(label: $0, level: level, style: style) }
+        let logger = Logger(label: "baton")
+        for warning in configuration.warnings { logger.warning("\(warning)") }
         let code = await Wiring.serve(configuration)
         if code != 0 { throw ExitCode(code) }
     }

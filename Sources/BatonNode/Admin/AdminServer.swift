@@ -55,7 +55,8 @@ package struct AdminServer: Service {
             eventLoopGroupProvider: .shared(group), logger: quiet)
         do {
             try await application.run()
-        } catch where !bound.isSet {
+        } catch {
+            if bound.isSet { throw error }
             throw NodeError("admin HTTP cannot listen on \(address): \(Self.text(of: error))")
         }
     }

@@ -160,7 +160,7 @@ extension RelayNode {
     /// Until it is known whether the resolver passes DNSSEC on, or the wait is over. The node serves meanwhile.
     func waitForDNSSEC() async {
         let end = time.now() + Self.dnssecWait
-        while resolver.status.dnssec == .unknown, time.now() < end, isServing {
+        while resolver.status.dnssec == .unknown, time.now() < end, !Task.isCancelled {
             try? await Task.sleep(nanoseconds: 10_000_000)
         }
     }

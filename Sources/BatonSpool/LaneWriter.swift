@@ -331,10 +331,11 @@ struct LaneWriter: Sendable {
     /// The disk failed under us: the result of this chunk is unknown and is not asked for again.
     private mutating func die(_ error: DiskError, _ segment: SegmentFile, at now: Instant) {
         shared.dead.store(true, ordering: .relaxed)
-        acknowledger.report([.failed(segment.id)], at: now)
         logger.critical(
             "spool: the lane is dead; no mail is accepted until the disk is replaced and the node restarted",
             metadata: ["call": "\(error.call)", "errno": "\(error.errno)", "segment": "\(SegmentName(segment.id))"])
+        // The operator is told before the clients are.
+        acknowledger.report([.failed(segment.id)], at: now)
         acknowledger.metrics.failures.increment()
         refuseChunk(.storageFailed)
         for (id, stream) in streams where !stream.failed { refuse(id, .storageFailed) }

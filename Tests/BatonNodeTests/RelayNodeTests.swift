@@ -74,6 +74,19 @@ private func write(_ text: String, to file: String) throws {
         }
     }
 
+    /// `relay_from` is what a client meets after SIGHUP, on the listener that was there before.
+    @Test func reloadedNetworksStayOnPaper() async throws {
+        try await withFolder("listeners: [{ address: '127.0.0.1:0' }]") { _, file in
+            let node = try await RelayNode.start(try ConfigurationLoader.load(path: file), logger: quiet)
+            let port = try #require(node.listenerAddresses.first?.split(separator: ":").last.flatMap { UInt16($0) })
+            #expect(try await answer(toRecipientAt: port).hasPrefix("250 "))
+            try write("listeners: [{ address: '127.0.0.1:0', relay_from: 10.0.0.0/8 }]", to: file)
+            await node.reload()
+            #expect(try await answer(toRecipientAt: port).hasPrefix("554 5.7.1"))
+            await node.stop()
+        }
+    }
+
     @Test func portInUseWithoutItsName() async throws {
         try await withFolder { _, file in
             let first = try await RelayNode.start(try free(file), logger: quiet)
@@ -93,6 +106,37 @@ private func write(_ text: String, to file: String) throws {
             }
             #expect(locked?.description.contains("in use by another process") == true)
             await first.stop()
+        }
+    }
+
+    /// The reply to RCPT of a session of its own; blocking calls on a thread of their own.
+    private func answer(toRecipientAt port: UInt16) async throws -> String {
+        try await RelayNode.blocking {
+            let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+            defer { close(descriptor) }
+            var wait = timeval(tv_sec: 20, tv_usec: 0)
+            setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &wait, socklen_t(MemoryLayout<timeval>.size))
+            var place = sockaddr_in()
+            place.sin_family = sa_family_t(AF_INET)
+            place.sin_port = port.bigEndian
+            place.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+            let connected = withUnsafePointer(to: &place) { pointer in
+                pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                    connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_in>.size))
+                }
+            }
+            guard connected == 0 else { return "no connection" }
+            func ask(_ line: String) -> String {
+                let octets = Array(line.utf8)
+                if !octets.isEmpty { _ = write(descriptor, octets, octets.count) }
+                var buffer = [UInt8](repeating: 0, count: 4096)
+                let count = read(descriptor, &buffer, buffer.count)
+                return String(decoding: buffer.prefix(max(0, count)), as: UTF8.self)
+            }
+            _ = ask("")
+            _ = ask("HELO client.test\r\n")
+            _ = ask("MAIL FROM:<a@b.test>\r\n")
+            return ask("RCPT TO:<c@d.test>\r\n")
         }
     }
 

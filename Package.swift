@@ -54,6 +54,7 @@ let floor0: [Target] = [
     .systemLibrary(name: "CLZ4", pkgConfig: "liblz4", providers: [.apt(["liblz4-dev"])]),
     .systemLibrary(name: "CUnbound", providers: [.apt(["libunbound-dev"])]),
     .systemLibrary(name: "CIDN2", providers: [.apt(["libidn2-dev"])]),
+    .systemLibrary(name: "CCurl", providers: [.apt(["libcurl4-openssl-dev"])]),
 ]
 
 let floor1: [Target] = [
@@ -84,6 +85,7 @@ let floor4: [Target] = [
             "BatonCore", "BatonRuntime", "BatonModel", "CUnbound", "CIDN2", "CBatonSystem", nioCore, deque, logging,
             metrics,
         ]),
+    module("BatonHTTPClient", ["BatonCore", "BatonRuntime", "CCurl"]),
 ]
 
 let floor5: [Target] = [
@@ -143,6 +145,7 @@ let beside: [Target] = [
     tests("BatonSpoolTests", ["BatonSpool", "BatonModel", "BatonRuntime", "BatonCore", nioCore]),
     tests("BatonQueueTests", ["BatonQueue", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioEmbedded]),
     tests("BatonDNSTests", ["BatonDNS", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix]),
+    tests("BatonHTTPClientTests", ["BatonHTTPClient", "BatonRuntime", "BatonCore"]),
     tests(
         "BatonIngressTests",
         [

@@ -101,6 +101,7 @@ let floor5: [Target] = [
             "BatonCore", "BatonRuntime", "BatonModel", "BatonSMTP", "BatonMail", "BatonQueue", "BatonDNS", nioCore,
             nioPosix, deque, logging, metrics,
         ]),
+    module("BatonControlPlane", ["BatonCore", "BatonRuntime", "BatonModel", "BatonHTTPClient", logging]),
 ]
 
 /// `BATON_NODE_ALONE=1` builds BatonNode without the floors 3 to 5, for work on configuration, admin and metrics.
@@ -146,6 +147,7 @@ let beside: [Target] = [
     tests("BatonQueueTests", ["BatonQueue", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioEmbedded]),
     tests("BatonDNSTests", ["BatonDNS", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix]),
     tests("BatonHTTPClientTests", ["BatonHTTPClient", "BatonRuntime", "BatonCore"]),
+    tests("BatonControlPlaneTests", ["BatonControlPlane", "BatonHTTPClient", "BatonRuntime", "BatonCore", logging]),
     tests(
         "BatonIngressTests",
         [

@@ -38,7 +38,7 @@ private let floors: [String: Int] = [
     "BatonModel": 2,
     "BatonSMTP": 3, "BatonMail": 3,
     "BatonSpool": 4, "BatonQueue": 4, "BatonDNS": 4, "BatonHTTPClient": 4,
-    "BatonIngress": 5, "BatonDelivery": 5,
+    "BatonIngress": 5, "BatonDelivery": 5, "BatonControlPlane": 5,
     "BatonNode": 6,
     "baton": 7, "baton-bench": 7,
 ]
@@ -55,6 +55,7 @@ private let outside: [String: Set<String>] = [
     "BatonQueue": ["NIOCore", "Glibc", "Synchronization", "DequeModule", "Logging", "Metrics"],
     "BatonDNS": ["NIOCore", "Glibc", "Synchronization", "DequeModule", "Logging", "Metrics"],
     "BatonHTTPClient": ["Glibc", "Synchronization"],
+    "BatonControlPlane": ["Glibc", "Synchronization", "Logging"],
     "BatonIngress": ["NIOCore", "NIOPosix", "Glibc", "Synchronization", "DequeModule", "Logging", "Metrics"],
     "BatonDelivery": ["NIOCore", "NIOPosix", "Glibc", "Synchronization", "DequeModule", "Logging", "Metrics"],
 ]

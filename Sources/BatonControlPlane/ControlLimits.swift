@@ -29,6 +29,8 @@ package enum ControlLimits {
     /// Leases live at least and at most so long.
     package static let leaseMin = TimeSpan.seconds(1)
     package static let leaseMax = TimeSpan.hours(24)
+    /// From the sending of a renewal that failed to the next one, at least.
+    package static let leaseRetry = TimeSpan.milliseconds(100)
     /// A repeated commit gives up after its deadline; between two tries it waits this long, doubling.
     package static let repeatFirst = TimeSpan.milliseconds(50)
     package static let repeatMax = TimeSpan.seconds(1)
@@ -41,7 +43,7 @@ package enum ControlLimits {
     package static let watchRetryFirst = TimeSpan.milliseconds(100)
     package static let watchRetryMax = TimeSpan.seconds(2)
     /// From the request to etcd's word that the watch is open.
-    package static let watchOpening = TimeSpan.seconds(3)
+    package static let watchOpening = TimeSpan.seconds(5)
     /// A stream that does not bring what a listing has shown is opened again elsewhere.
     package static let watchGrace = TimeSpan.seconds(2)
     /// Shortest and longest `resync` of a watch.

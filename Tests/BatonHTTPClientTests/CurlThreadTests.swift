@@ -2,6 +2,7 @@
 import BatonCore
 import BatonHTTPClient
 import BatonRuntime
+import BatonTestKit
 import Glibc
 import Synchronization
 import Testing

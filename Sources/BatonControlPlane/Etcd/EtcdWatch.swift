@@ -139,17 +139,16 @@ final class EtcdWatch: ControlWatch {
 
     private func open(_ stream: UInt64, after revision: ControlRevision, token: String?) {
         let member = channel.endpoint
-        // No stall limit: a stream may be silent for long, and listings show whether it is healthy.
-        let request = channel.request(
+        // No limits but one: a stream may be silent for long; the machine gives up one that is not opened, or is behind.
+        var request = channel.request(
             .watch, EtcdRequest.watch(prefix, end: end, from: revision &+ 1), at: member, token: token,
             isRepeatable: true,
             timeouts: HTTPTimeouts(
-                connect: channel.settings.connectLimit, firstOctet: ControlLimits.watchOpening, stall: .zero,
+                connect: channel.settings.connectLimit, firstOctet: .zero, stall: .zero,
                 total: .zero))
-        var unbounded = request
         // Each line is bounded instead.
-        unbounded.responseBytesMax = .max
-        let transfer = channel.curl.stream(unbounded) { self.received($0, stream) }
+        request.responseBytesMax = .max
+        let transfer = channel.curl.stream(request) { self.received($0, stream) }
         let isStale = state.withLock { state in
             guard state.stream == stream, !state.cancelled else { return true }
             state.transfer = transfer

@@ -44,6 +44,8 @@ struct EtcdWatchState: StateMachine {
     private var isListing = false
     private var nextList: Instant?
     private var reopenAt: Instant?
+    /// A stream that is not open by then is given up.
+    private var openBy: Instant?
     private var retry = ControlLimits.watchRetryFirst
     /// The newest change that the stream itself has brought, and what a listing says that it has to bring, until when.
     private var streamed: ControlRevision = 0
@@ -55,14 +57,14 @@ struct EtcdWatchState: StateMachine {
     }
 
     var nextDue: Instant? {
-        [isListing ? nil : nextList, reopenAt, expected?.by].compactMap { $0 }.min()
+        [isListing ? nil : nextList, reopenAt, openBy, expected?.by].compactMap { $0 }.min()
     }
 
     mutating func receive(_ event: Event, at now: Instant, into actions: inout ActionBuffer<Action>) {
         switch event {
         case .begun:
             nextList = now + resync
-            resume(into: &actions)
+            resume(at: now, into: &actions)
         case .listed(.success(let listing)): listed(listing, at: now, into: &actions)
         case .listed(.failure(let failure)):
             isListing = false
@@ -93,7 +95,7 @@ struct EtcdWatchState: StateMachine {
         seen = listing.header.revision
         if wentBack { close(into: &actions) }
         switch stream {
-        case .closed: if reopenAt == nil || wentBack { resume(into: &actions) }
+        case .closed: if reopenAt == nil || wentBack { resume(at: now, into: &actions) }
         case .opening: break
         case .open:
             let newest = listing.entries.map(\.modified).max() ?? 0
@@ -106,6 +108,7 @@ struct EtcdWatchState: StateMachine {
         if let store, store != header.store { return broken("another cluster answers", at: now, into: &actions) }
         store = header.store
         stream = .open
+        openBy = nil
         retry = ControlLimits.watchRetryFirst
         // What was told before the stream is not expected of it.
         streamed = seen ?? 0
@@ -134,17 +137,19 @@ struct EtcdWatchState: StateMachine {
     }
 
     private mutating func woke(at now: Instant, into actions: inout ActionBuffer<Action>) {
+        if let openBy, openBy <= now { broken("the stream was not opened in time", at: now, into: &actions) }
         if let expected, expected.by <= now { broken("the stream is behind the store", at: now, into: &actions) }
         if let nextList, nextList <= now { list(into: &actions) }
-        if let reopenAt, reopenAt <= now { resume(into: &actions) }
+        if let reopenAt, reopenAt <= now { resume(at: now, into: &actions) }
     }
 
     /// Goes on with the stream, or with a listing where nothing was seen yet.
-    private mutating func resume(into actions: inout ActionBuffer<Action>) {
+    private mutating func resume(at now: Instant, into actions: inout ActionBuffer<Action>) {
         reopenAt = nil
         guard let seen else { return list(into: &actions) }
         guard case .closed = stream else { return }
         stream = .opening
+        openBy = now + ControlLimits.watchOpening
         actions.append(.open(after: seen))
     }
 
@@ -156,6 +161,7 @@ struct EtcdWatchState: StateMachine {
 
     private mutating func close(into actions: inout ActionBuffer<Action>) {
         expected = nil
+        openBy = nil
         guard case .closed = stream else {
             stream = .closed
             return actions.append(.close)

@@ -4,13 +4,13 @@ import Glibc
 import Synchronization
 
 /// One accepted connection, used by its script's thread.
-final class ServerConnection: Sendable {
-    let descriptor: Int32
+package final class ServerConnection: Sendable {
+    package let descriptor: Int32
 
-    init(_ descriptor: Int32) { self.descriptor = descriptor }
+    package init(_ descriptor: Int32) { self.descriptor = descriptor }
 
     /// Reads one request with a Content-Length body, or nil at the end of the connection.
-    func readRequest() -> String? {
+    package func readRequest() -> String? {
         var bytes: [UInt8] = []
         var wanted: Int?
         while true {
@@ -30,13 +30,13 @@ final class ServerConnection: Sendable {
         }
     }
 
-    func readSome() -> [UInt8]? {
+    package func readSome() -> [UInt8]? {
         var space = [UInt8](repeating: 0, count: 65536)
         let count = read(descriptor, &space, space.count)
         return count > 0 ? Array(space.prefix(count)) : nil
     }
 
-    func write(_ text: String) {
+    package func write(_ text: String) {
         let bytes = Array(text.utf8)
         var done = 0
         while done < bytes.count {
@@ -50,14 +50,14 @@ final class ServerConnection: Sendable {
         }
     }
 
-    func answer(_ body: String, status: String = "200 OK", headers: String = "") {
+    package func answer(_ body: String, status: String = "200 OK", headers: String = "") {
         write("HTTP/1.1 \(status)\r\nContent-Length: \(body.utf8.count)\r\n\(headers)\r\n\(body)")
     }
 }
 
 extension StringProtocol {
     /// Foundation's `range(of:)` without Foundation.
-    fileprivate func range(of needle: String) -> Range<Index>? {
+    func range(of needle: String) -> Range<Index>? {
         var start = startIndex
         while start < endIndex {
             if self[start...].hasPrefix(needle) { return start..<index(start, offsetBy: needle.count) }
@@ -68,8 +68,8 @@ extension StringProtocol {
 }
 
 /// Accepts until `stop`; each connection's script runs on a thread of its own, with the connection's number from 0.
-final class ScriptedServer: Sendable {
-    let port: UInt16
+package final class ScriptedServer: Sendable {
+    package let port: UInt16
     private let listener: Int32
     private final class Accepted: Sendable {
         let state = Mutex((open: [Int32](), threads: [DedicatedThread]()))
@@ -77,7 +77,7 @@ final class ScriptedServer: Sendable {
     private let accepted = Accepted()
     private let accepting = Mutex<DedicatedThread?>(nil)
 
-    init(_ script: @escaping @Sendable (Int, ServerConnection) -> Void) {
+    package init(_ script: @escaping @Sendable (Int, ServerConnection) -> Void) {
         let listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
@@ -112,9 +112,9 @@ final class ScriptedServer: Sendable {
         accepting.withLock { $0 = thread }
     }
 
-    var url: String { "http://127.0.0.1:\(port)/" }
+    package var url: String { "http://127.0.0.1:\(port)/" }
 
-    func stop() {
+    package func stop() {
         shutdown(listener, Int32(SHUT_RDWR))
         let thread = accepting.withLock { thread in
             defer { thread = nil }

@@ -5,7 +5,7 @@ import Foundation
 import Testing
 
 /// Shared by the cases; its shell kills it when this process ends.
-private let shared: Result<EtcdServer, any Error> = Result { try EtcdServer() }
+private let shared: Result<EtcdServer, any Error> = Result { try EtcdServer(isShared: true) }
 
 @Suite(.serialized, .timeLimit(.minutes(3)))
 struct EtcdConformanceTests {

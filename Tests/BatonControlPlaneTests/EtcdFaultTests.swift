@@ -92,6 +92,24 @@ struct EtcdFaultTests {
         }
     }
 
+    /// By hand, under a live node: it has to hear of it within a renewal.
+    @Test func revokedLeaseIsKeptByItsHolder() async throws {
+        try await withEtcd(EtcdServer()) { server, plane in
+            let clock = BootTimeSource()
+            let sentAt = clock.now()
+            let lease = try await plane.grantLease(.seconds(3))
+            let renewals = Counter()
+            let ends = Counter()
+            let keeper = LeaseKeeper(lease, of: plane, sentAt: sentAt) { ($0 == .gone ? ends : renewals).add() }
+            defer { keeper.stop() }
+            try await eventually("a renewal") { renewals.value > 0 }
+            #expect(keeper.isAlive(at: clock.now()))
+            try await server.ask("/v3/lease/revoke", #"{"ID":"\#(lease.id.value)"}"#)
+            try await eventually("the news") { ends.value == 1 }
+            #expect(!keeper.isAlive(at: clock.now()))
+        }
+    }
+
     @Test func lostLeaderStopsTheCluster() async throws {
         try await withEtcd(EtcdServer(members: 3)) { server, plane in
             let lease = try await plane.grantLease(.seconds(6))

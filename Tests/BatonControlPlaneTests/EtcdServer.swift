@@ -34,8 +34,14 @@ final class EtcdServer: @unchecked Sendable {
     private let members: [Member]
     private let tls: TLS?
     private let extra: [String]
+    /// Its folder goes with its process: for one that nobody stops.
+    private let isShared: Bool
 
-    init(members count: Int = 1, tls: TLS? = nil, token: String = UUID().uuidString, extra: [String] = []) throws {
+    init(
+        members count: Int = 1, tls: TLS? = nil, token: String = UUID().uuidString, extra: [String] = [],
+        isShared: Bool = false
+    ) throws {
+        self.isShared = isShared
         guard FileManager.default.isExecutableFile(atPath: "/usr/bin/etcd") else {
             throw Unexpected("etcd is missing: apt-get install etcd-server")
         }
@@ -83,6 +89,7 @@ final class EtcdServer: @unchecked Sendable {
         let script =
             "pid=$0; log=$1; shift; /usr/bin/etcd \"$@\" </dev/null >>\"$log\" 2>&1 & child=$!; "
             + "echo $child >\"$pid.new\"; mv \"$pid.new\" \"$pid\"; cat >/dev/null; kill -9 $child; wait $child"
+            + (isShared ? "; rm -rf \"${pid%/*}\"" : "")
         let process = Process()
         let input = Pipe()
         process.executableURL = URL(fileURLWithPath: "/bin/sh")

@@ -202,6 +202,29 @@ struct CurlThreadTests {
         }
     }
 
+    /// OpenSSL writes without MSG_NOSIGNAL. The thread must not lean on the mask that it inherits.
+    @Test func brokenPipeSignalReachesTheThread() async {
+        let client = Self.withoutBlockedSignals { CurlThread(name: "curl-test") }
+        defer { client.stop() }
+        let isBlocked = await withCheckedContinuation { continuation in
+            client.after(.zero) {
+                var mask = sigset_t()
+                pthread_sigmask(SIG_BLOCK, nil, &mask)
+                continuation.resume(returning: sigismember(&mask, SIGPIPE) == 1)
+            }
+        }
+        #expect(isBlocked)
+    }
+
+    private static func withoutBlockedSignals<Value>(_ body: () -> Value) -> Value {
+        var none = sigset_t()
+        var before = sigset_t()
+        sigemptyset(&none)
+        pthread_sigmask(SIG_SETMASK, &none, &before)
+        defer { pthread_sigmask(SIG_SETMASK, &before, nil) }
+        return body()
+    }
+
     @Test func brokenPipeEndsTheProcess() async {
         await withServer({ _, connection in
             // Unread octets at the close make the kernel reset the connection while the client still writes.

@@ -69,6 +69,7 @@ let floor2: [Target] = [
 let floor3: [Target] = [
     module("BatonSMTP", ["BatonCore", "BatonModel", "CBatonSystem", nioCore]),
     module("BatonMail", ["BatonCore", "BatonModel", nioCore]),
+    module("BatonPeer", ["BatonCore", "BatonModel", nioCore]),
 ]
 
 let floor4: [Target] = [
@@ -143,6 +144,7 @@ let beside: [Target] = [
     tests("BatonModelTests", ["BatonModel", "BatonCore", nioCore]),
     tests("BatonSMTPTests", ["BatonSMTP", "BatonModel", "BatonCore", nioCore]),
     tests("BatonMailTests", ["BatonMail", "BatonModel", "BatonCore", nioCore]),
+    tests("BatonPeerTests", ["BatonPeer", "BatonModel", "BatonCore", nioCore]),
     tests("BatonSpoolTests", ["BatonSpool", "BatonModel", "BatonRuntime", "BatonCore", nioCore]),
     tests("BatonQueueTests", ["BatonQueue", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioEmbedded]),
     tests("BatonDNSTests", ["BatonDNS", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix]),
@@ -170,7 +172,7 @@ let beside: [Target] = [
     tests("NodeIntegrationTests", ["baton", "baton-bench", "BatonCore", nioCore, nioPosix]),
     tests(
         "Fuzz",
-        ["BatonSMTP", "BatonMail", "BatonSpool", "BatonDNS", "BatonModel", "BatonCore", nioCore]),
+        ["BatonSMTP", "BatonMail", "BatonPeer", "BatonSpool", "BatonDNS", "BatonModel", "BatonCore", nioCore]),
     tests("TidyTests", []),
 ]
 

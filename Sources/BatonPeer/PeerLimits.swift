@@ -43,7 +43,7 @@ package enum PeerLimits {
     package static let controlWindow = FrameCost(octets: 4 * ByteCount.mebi, frames: 1024)
     /// What of a window is given back at once: a part of this many.
     package static let creditPortions = 4
-    /// Frames of this side that wait for credit, or for the handshake.
+    /// Messages of this side that wait for credit.
     package static let queue = FrameCost(octets: 8 * ByteCount.mebi, frames: 4096)
 
     // MARK: Time

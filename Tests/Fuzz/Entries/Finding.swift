@@ -16,7 +16,7 @@ func hold(_ condition: Bool, _ what: @autoclosure () -> String) throws {
 let fuzzEntries: [String: FuzzEntry] = [
     "commands": fuzzCommands, "session": fuzzSession, "data": fuzzData, "replies": fuzzReplies, "client": fuzzClient,
     "addresses": fuzzAddresses, "envelope": fuzzEnvelope, "chunks": fuzzChunks, "outcomes": fuzzOutcomes,
-    "dns": fuzzDNS, "headers": fuzzHeaders,
+    "dns": fuzzDNS, "headers": fuzzHeaders, "peer": fuzzPeer,
 ]
 
 /// The pieces of `octets` with lengths that follow from `seed`: the same stream as a network might cut it.

@@ -103,6 +103,7 @@ let floor5: [Target] = [
             nioPosix, deque, logging, metrics,
         ]),
     module("BatonControlPlane", ["BatonCore", "BatonRuntime", "BatonModel", "BatonHTTPClient", logging]),
+    module("BatonCluster", ["BatonCore", "BatonModel", "BatonSpool"]),
 ]
 
 /// `BATON_NODE_ALONE=1` builds BatonNode without the floors 3 to 5, for work on configuration, admin and metrics.
@@ -162,6 +163,7 @@ let beside: [Target] = [
             "BatonDelivery", "BatonQueue", "BatonDNS", "BatonSMTP", "BatonMail", "BatonModel", "BatonRuntime",
             "BatonCore", nioCore, nioPosix, nioEmbedded, logging,
         ]),
+    tests("ClusterSimulationTests", ["BatonCluster", "BatonSpool", "BatonModel", "BatonCore"]),
     tests(
         "BatonNodeTests",
         [

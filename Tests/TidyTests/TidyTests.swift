@@ -38,7 +38,7 @@ private let floors: [String: Int] = [
     "BatonModel": 2,
     "BatonSMTP": 3, "BatonMail": 3, "BatonPeer": 3,
     "BatonSpool": 4, "BatonQueue": 4, "BatonDNS": 4, "BatonHTTPClient": 4,
-    "BatonIngress": 5, "BatonDelivery": 5, "BatonControlPlane": 5,
+    "BatonIngress": 5, "BatonDelivery": 5, "BatonControlPlane": 5, "BatonCluster": 5,
     "BatonNode": 6,
     "baton": 7, "baton-bench": 7,
 ]
@@ -59,6 +59,7 @@ private let outside: [String: Set<String>] = [
     "BatonControlPlane": ["Glibc", "Synchronization", "Logging"],
     "BatonIngress": ["NIOCore", "NIOPosix", "Glibc", "Synchronization", "DequeModule", "Logging", "Metrics"],
     "BatonDelivery": ["NIOCore", "NIOPosix", "Glibc", "Synchronization", "DequeModule", "Logging", "Metrics"],
+    "BatonCluster": [],
 ]
 
 private func imports(of file: SourceFile) -> [String] {

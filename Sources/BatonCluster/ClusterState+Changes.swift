@@ -1,0 +1,177 @@
+// Which change of a drained segment's key is due next: seal, finished, stale, joining (PROTOCOL T(4), P1, P2, C1-C3).
+import BatonCore
+import BatonModel
+import BatonSpool
+
+/// A finished segment whose key waits for everybody's file to go (C3).
+struct Finishing: Sendable {
+    var selfGone = false
+    var confirmed: [NodeID] = []
+    var askedAt = Instant.epoch
+}
+
+extension ClusterState {
+    mutating func tickChanges() {
+        for id in drains.keys { tickChanges(id) }
+    }
+
+    /// At most one change per segment is under way; each is decided anew from the key as it is known.
+    mutating func tickChanges(_ id: SegmentID) {
+        guard let drain = drains[id], let key = registry.keys[id], key.drainer == me, !registry.isBusy(id) else {
+            return
+        }
+        if let length = dueSeal(id, key) {
+            return change(id) { $0.state = .sealed(at: length) }
+        }
+        guard case .ready = drain.phase else { return }
+        if drain.raise {
+            return change(id) { $0.drainEpoch += 1 }
+        }
+        if let silent = dueStale(id, drain, key) {
+            return change(id) { $0.stale.append(silent) }
+        }
+        if let back = dueReturn(id, drain, key) {
+            return change(id) { $0.stale.removeAll { $0 == back } }
+        }
+        guard let length = key.sealedAt else { return }
+        if mayFinish(id, drain, key, length) {
+            return change(id) { $0.finish() }
+        }
+        if tickCleaning(id, key, length) { return }
+        tickJoining(id, drain, key, length)
+    }
+
+    /// The writer's seal (A2: always the same), or the taker's (step 4).
+    private func dueSeal(_ id: SegmentID, _ key: ClusterKey) -> Int64? {
+        guard key.state == .open else { return nil }
+        if let segment = append.segments[id] { return segment.sealAt }
+        return sealedLength(id)
+    }
+
+    /// P1: a silent partner is put into `stale` before the next dot, when there is something to send.
+    private func dueStale(_ id: SegmentID, _ drain: Drain, _ key: ClusterKey) -> EnsembleMember? {
+        guard guards.contains(.staleByCompareAndSet) else { return nil }
+        let waits = !drain.open.isEmpty || drain.log.count > settledCount(id, drain)
+        return key.partners(of: member).first { other in
+            guard let peer = drain.peers[other], peer.promiseUntil <= now, let since = peer.silentSince,
+                waits || peer.synced < drain.log.count
+            else { return false }
+            return now - since >= timing.silence
+        }
+    }
+
+    /// P2: back out of `stale` once its outcome log has caught up and is synced, and its own outcomes are known here.
+    private func dueReturn(_ id: SegmentID, _ drain: Drain, _ key: ClusterKey) -> EnsembleMember? {
+        key.stale.first { other in
+            guard key.ensemble.contains(other), registry.isAlive(other), let peer = drain.peers[other],
+                peer.promiseUntil > now
+            else { return false }
+            if !guards.contains(.catchUpBeforeLeavingStale) { return true }
+            guard peer.synced >= drain.log.count else { return false }
+            if append.segments[id] != nil { return true }
+            return peer.reported.map { $0.end >= key.sealedAt ?? 0 } ?? false
+        }
+    }
+
+    // MARK: Finished (C3)
+
+    private func mayFinish(_ id: SegmentID, _ drain: Drain, _ key: ClusterKey, _ length: Int64) -> Bool {
+        guard drain.open.isEmpty, drain.length == length || isBeyondReach(key), drain.cleaning == nil, !drain.raise
+        else { return false }
+        // A segment that a cleaning moves into is not finished before its moves are decided; open jobs say so.
+        guard guards.contains(.syncedBeforeFinished) else { return true }
+        let synced = copies[id].map { $0.logEpoch == drain.epoch ? $0.logSynced : 0 } ?? 0
+        guard synced >= drain.log.count || drain.log.isEmpty else { return false }
+        return key.partners(of: member).allSatisfy { (drain.peers[$0]?.synced ?? 0) >= drain.log.count }
+    }
+
+    /// The rest of the segment was on copies that were all declared lost: what was acknowledged is here, or gone with them.
+    private func isBeyondReach(_ key: ClusterKey) -> Bool {
+        key.joining == nil && key.ensemble.allSatisfy { $0 == member || registry.forgotten.contains($0) }
+    }
+
+    mutating func beginFinishing(_ key: ClusterKey) {
+        guard finishing[key.id] == nil else { return }
+        finishing[key.id] = Finishing(selfGone: copies[key.id] == nil && unlinking[key.id] == nil)
+        unlink(key.id)
+    }
+
+    /// C3: the key goes last, when all have confirmed or are forgotten.
+    mutating func tickFinishing() {
+        for id in finishing.keys {
+            guard var state = finishing[id], let key = registry.keys[id], key.drainer == me else {
+                finishing[id] = nil
+                continue
+            }
+            let others = (key.ensemble + key.former + (key.joining.map { [$0] } ?? [])).filter {
+                $0 != member && !registry.forgotten.contains($0)
+            }
+            let missing = others.filter { !state.confirmed.contains($0.node) }
+            if state.selfGone, missing.isEmpty || !guards.contains(.keyGoesLast) {
+                if mayRemove(key), !registry.isBusy(id) { control(.remove(key)) }
+            } else if now - state.askedAt >= timing.promiseRenewal {
+                state.askedAt = now
+                finishing[id] = state
+                for other in missing { send(.confirm(id), to: other.node) }
+            }
+        }
+    }
+
+    mutating func confirmed(_ id: SegmentID, by sender: Drainer) {
+        if finishing[id]?.confirmed.contains(sender.node) == false { finishing[id]?.confirmed.append(sender.node) }
+    }
+
+    // MARK: New copies (C1)
+
+    private mutating func tickJoining(_ id: SegmentID, _ drain: Drain, _ key: ClusterKey, _ length: Int64) {
+        guard copies[id]?.end == length, drain.repairFrom == nil else { return }
+        let lost = key.ensemble.first { other in
+            other != member && !registry.isAlive(other)
+                && (drain.peers[other]?.promiseUntil ?? .epoch) + timing.recopyAfter < now
+        }
+        guard let lost else {
+            if key.joining != nil { change(id, Self.dropJoining) }
+            return
+        }
+        guard let joiner = key.joining else {
+            let candidates = registry.nodes.map(\.member).filter { other in
+                !key.ensemble.contains(other) && !key.former.contains(other) && other != member
+                    && !registry.forgotten.contains(other)
+            }
+            guard !candidates.isEmpty else { return }
+            let chosen = candidates[Int(random.next() % UInt64(candidates.count))]
+            guard guards.contains(.joiningFirst) else { return copyUnnamed(id, chosen, lost, length) }
+            return change(id) { $0.joining = chosen }
+        }
+        guard registry.isAlive(joiner) else { return change(id, Self.dropJoining) }
+        let peer = drain.peers[joiner]
+        let complete = (peer?.reported?.end ?? -1) >= length && (peer?.synced ?? 0) >= drain.log.count
+        if complete || !guards.contains(.syncedBeforeJoining) {
+            return change(id) { key in
+                key.ensemble = key.ensemble.map { $0 == lost ? joiner : $0 }
+                key.stale.removeAll { $0 == lost || $0 == joiner }
+                if !key.former.contains(lost) { key.former.append(lost) }
+                key.joining = nil
+            }
+        }
+        if let at = drain.copiedAt, now - at < timing.promiseRenewal { return }
+        drains[id]?.copiedAt = now
+        if (peer?.reported?.end ?? -1) < length { give(id, from: 0, to: joiner) }
+    }
+
+    private static func dropJoining(_ key: inout ClusterKey) {
+        if let joiner = key.joining, !key.former.contains(joiner) { key.former.append(joiner) }
+        key.joining = nil
+    }
+
+    /// C1's counter-example: a copy for somebody whom the key does not name, without outcomes, then straight into the ensemble.
+    private mutating func copyUnnamed(
+        _ id: SegmentID, _ chosen: EnsembleMember, _ lost: EnsembleMember, _ length: Int64
+    ) {
+        change(id) { key in
+            key.ensemble = key.ensemble.map { $0 == lost ? chosen : $0 }
+            key.stale.removeAll { $0 == lost }
+            if !key.former.contains(lost) { key.former.append(lost) }
+        }
+    }
+}

@@ -3,6 +3,7 @@ import BatonCore
 import BatonDNS
 import BatonModel
 import BatonTestKit
+import Dispatch
 import Logging
 import NIOCore
 import NIOPosix
@@ -15,8 +16,12 @@ import Testing
 final class Collector<Element: Sendable>: Sendable {
     private struct State {
         var elements: [Element] = []
-        var waiters: [(count: Int, continuation: CheckedContinuation<[Element], Never>)] = []
+        var waiters: [(id: Int, count: Int, continuation: CheckedContinuation<[Element], Never>)] = []
+        var nextID = 0
     }
+
+    /// A wait that would never end ends here, so that the test fails instead of hanging.
+    private static var patience: DispatchTimeInterval { .seconds(60) }
 
     private let state = Mutex(State())
 
@@ -33,16 +38,28 @@ final class Collector<Element: Sendable>: Sendable {
         for continuation in due.0 { continuation.resume(returning: due.1) }
     }
 
-    /// Everything there is, once there are `count`.
+    /// Everything there is, once there are `count`; an issue and what there is after a minute.
     func wait(for count: Int) async -> [Element] {
-        await withCheckedContinuation { continuation in
-            let ready = state.withLock { state -> [Element]? in
-                if state.elements.count >= count { return state.elements }
-                state.waiters.append((count, continuation))
-                return nil
+        let all = await withCheckedContinuation { continuation in
+            let (id, ready) = state.withLock { state -> (Int, [Element]?) in
+                if state.elements.count >= count { return (0, state.elements) }
+                state.nextID += 1
+                state.waiters.append((state.nextID, count, continuation))
+                return (state.nextID, nil)
             }
-            if let ready { continuation.resume(returning: ready) }
+            if let ready { return continuation.resume(returning: ready) }
+            DispatchQueue.global().asyncAfter(deadline: .now() + Self.patience) { [weak self] in self?.giveUp(id) }
         }
+        if all.count < count { Issue.record("waited in vain for \(count), got \(all.count)") }
+        return all
+    }
+
+    private func giveUp(_ id: Int) {
+        let due = state.withLock { state -> (CheckedContinuation<[Element], Never>, [Element])? in
+            guard let index = state.waiters.firstIndex(where: { $0.id == id }) else { return nil }
+            return (state.waiters.remove(at: index).continuation, state.elements)
+        }
+        due?.0.resume(returning: due?.1 ?? [])
     }
 }
 

@@ -53,10 +53,14 @@ private let group = MultiThreadedEventLoopGroup.singleton
             command.hasPrefix("MAIL") && sick.withLock { $0 } ? .sayAndClose("421 4.7.0 slow down") : nil
         }
         let delivery = Delivery(port: mx.port) { $0.connectionsPerSite = 2 }
-        delivery.add((0..<40).map { ["u\($0)@example.test"] })
+        // One message first: a second connection's 421 could come after the pause it belongs to, and begin another.
+        delivery.add([["first@example.test"]])
         await delivery.route()
         _ = await delivery.source.results.wait(for: 1)
+        await delivery.settle()
+        #expect(await delivery.status()?.limit == 1)
         sick.withLock { $0 = false }
+        delivery.add((0..<39).map { ["u\($0)@example.test"] })
         await delivery.pass(.minutes(1))
         _ = await delivery.source.results.wait(for: 40)
         #expect(await delivery.status()?.limit == 2)

@@ -95,6 +95,22 @@ func badOctetsInDataAreRefusedAtItsEndAndTheSessionGoesOn(text: String, reply: S
     }
 }
 
+/// Mail that comes back to this node again and again is a loop long before its hundredth hop (RFC 5321 6.3).
+@Test(arguments: [(8, "250"), (9, "554")]) func ownNameInTheTraceIsNoLoop(times: Int, code: String) {
+    let own = "Received: from filter.test (filter.test [10.0.0.1])\r\n\tby RELAY.test with ESMTP id x;\r\n\tnow\r\n"
+    // Named by others, or as part of a longer name: not ours.
+    let others = "Received: from relay.test by relay.test.test; now\r\nReceived: from by; now\r\n"
+    let trace = String(repeating: own, count: times) + String(repeating: others, count: 10)
+    for size in [10, 400_000] {
+        var dialogue = ServerDialogue()
+        dialogue.openData()
+        let body = String(repeating: "Received: by relay.test; not a field\r\n", count: size / 45 + 9)
+        let reply = dialogue.send(trace + "Subject: x\r\n\r\n" + body + ".\r\n")
+        #expect(codes(reply) == [code], "\(size)")
+        if code == "554" { #expect(reply.hasPrefix("554 5.4.6")) }
+    }
+}
+
 @Test func emptyMessageAndMessageWithoutHeader() {
     var dialogue = ServerDialogue()
     dialogue.openData()

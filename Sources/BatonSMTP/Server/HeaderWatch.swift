@@ -5,9 +5,14 @@ import Glibc
 package struct HeaderWatch: Sendable {
     /// Longest Message-ID kept for envelope and events (octets); a longer one is not kept.
     package static let messageIDOctetsMax = 255
+    /// Received fields of this node that a message may bring: mail that passes a filter and comes back is no loop yet.
+    package static let ownMax = 8
 
     /// Received fields so far (RFC 5321 6.3).
     package private(set) var received = 0
+    /// Received fields that name this node as the one that took the message, counted once the section is complete and only where
+    /// there are more than `ownMax` Received fields at all.
+    package private(set) var own = 0
     package private(set) var hasDate = false
     package private(set) var hasMessageID = false
     /// Value of the first Message-ID field, trimmed; empty if none or too long.
@@ -18,8 +23,12 @@ package struct HeaderWatch: Sendable {
     private var lineStart = 0
     private var searchedTo = 0
     private var awaitsFoldedMessageID = false
+    private let hostname: [UInt8]
 
-    package init() {}
+    /// `hostname`: this node's, as its own Received fields have it; empty: not looked for.
+    package init(hostname: [UInt8] = []) {
+        self.hostname = hostname
+    }
 
     /// Looks at the lines completed since the last call. `content` is all of the message so far, from its first octet.
     package mutating func scan(_ content: UnsafeRawBufferPointer) {
@@ -31,6 +40,9 @@ package struct HeaderWatch: Sendable {
             let line = UnsafeRawBufferPointer(rebasing: content[lineStart..<end])
             if line.count == 2, line[0] == 0x0d {
                 length = end
+                if received > Self.ownMax, !hostname.isEmpty {
+                    own = ownFields(in: UnsafeRawBufferPointer(rebasing: content[..<end]))
+                }
                 return
             }
             examine(line)
@@ -68,6 +80,43 @@ package struct HeaderWatch: Sendable {
         while end > start, value[end - 1] <= 0x20 { end -= 1 }
         awaitsFoldedMessageID = start == end
         if end - start <= Self.messageIDOctetsMax { messageID = Array(value[start..<end]) }
+    }
+
+    /// Received fields with this node's name behind `by` (RFC 5321 4.4). Rare: only for mail that has come a long way.
+    private func ownFields(in section: UnsafeRawBufferPointer) -> Int {
+        var count = 0
+        var isOpen = false
+        for line in section.split(separator: 0x0a) {
+            guard let first = line.first else { continue }
+            let text = UnsafeRawBufferPointer(rebasing: line)
+            if first != 0x20, first != 0x09 {
+                isOpen =
+                    (first == UInt8(ascii: "R") || first == UInt8(ascii: "r"))
+                    && Self.value(of: text, "received") != nil
+            }
+            if isOpen, namesUs(text) {
+                count += 1
+                isOpen = false
+            }
+        }
+        return count
+    }
+
+    private func namesUs(_ line: UnsafeRawBufferPointer) -> Bool {
+        var words = line.split(maxSplits: .max, omittingEmptySubsequences: true) {
+            $0 <= 0x20 || $0 == UInt8(ascii: ";")
+        }[...]
+        while let word = words.popFirst() {
+            guard Self.equal(word, Array("by".utf8)), let next = words.first else { continue }
+            if Self.equal(next, hostname) { return true }
+        }
+        return false
+    }
+
+    /// Without regard to case (ASCII).
+    private static func equal(_ one: Slice<UnsafeRawBufferPointer>, _ other: [UInt8]) -> Bool {
+        func small(_ octet: UInt8) -> UInt8 { (0x41...0x5a).contains(octet) ? octet | 0x20 : octet }
+        return one.count == other.count && zip(one, other).allSatisfy { small($0) == small($1) }
     }
 
     /// What follows the colon if the line begins with the field's name (given in small letters); blanks may precede the colon

@@ -37,8 +37,10 @@ package struct IncomingBody: Sendable {
     package init() {}
 
     /// Makes ready for a message of about `expected` octets (nil: unknown). An announced size is believed up to one piece.
-    package mutating func begin(expected: Int?) {
+    /// `hostname`: this node's, to know its own Received fields by.
+    package mutating func begin(expected: Int?, hostname: [UInt8] = []) {
         self = IncomingBody()
+        header = HeaderWatch(hostname: hostname)
         let capacity = min(max(expected ?? Self.firstCapacity, 256), Self.wholeMax)
         buffer = ByteBufferAllocator().buffer(capacity: capacity + Self.headroom)
         buffer.moveWriterIndex(to: Self.headroom)

@@ -7,7 +7,7 @@ extension ServerSession {
     mutating func beginBody(_ kind: DataFraming.Kind, at now: Instant) {
         id = ids.next(at: now)
         framing = DataFraming(kind, normalizesBareLF: settings.normalizesBareLF)
-        body.begin(expected: draft.parameters.size)
+        body.begin(expected: draft.parameters.size, hostname: settings.hostname)
         failure = nil
         streamOpened = false
         bodyStartedAt = now
@@ -89,7 +89,7 @@ extension ServerSession {
             fail(.tooBig, &output)
         } else if framing.longestLine > limits.lineLength {
             fail(.lineTooLong, &output)
-        } else if body.header.received > limits.hops {
+        } else if body.header.received > limits.hops || body.header.own > HeaderWatch.ownMax {
             fail(.tooManyHops, &output)
         } else {
             for piece in body.takePieces() {

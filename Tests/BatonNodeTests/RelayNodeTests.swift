@@ -78,6 +78,7 @@ private func write(_ text: String, to file: String) throws {
     @Test func reloadedNetworksStayOnPaper() async throws {
         try await withFolder("listeners: [{ address: '127.0.0.1:0' }]") { _, file in
             let node = try await RelayNode.start(try ConfigurationLoader.load(path: file), logger: quiet)
+            try await node.listen()
             let port = try #require(node.listenerAddresses.first?.split(separator: ":").last.flatMap { UInt16($0) })
             #expect(try await answer(toRecipientAt: port).hasPrefix("250 "))
             try write("listeners: [{ address: '127.0.0.1:0', relay_from: 10.0.0.0/8 }]", to: file)

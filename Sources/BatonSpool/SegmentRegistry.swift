@@ -32,6 +32,12 @@ package struct SegmentKey: Hashable, Sendable {
     package var drainEpoch: UInt64
     /// Where a cleaning moves its live messages (PROTOCOL C2 i).
     package var target: SegmentID?
+    /// Members whose outcome log may lag: no promise is asked of them, and they may not take over (PROTOCOL P1, P2).
+    package var stale: [EnsembleMember] = []
+    /// Becomes a member once it has everything (PROTOCOL C1).
+    package var joining: EnsembleMember?
+    /// Replaced members that may still hold a file: the key outlives them, so that they read `finished` (PROTOCOL C3).
+    package var former: [EnsembleMember] = []
     /// Of the last change; 0 for a key that is not stored yet.
     package var revision: UInt64 = 0
 

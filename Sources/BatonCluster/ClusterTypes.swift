@@ -4,31 +4,11 @@ import BatonModel
 import BatonSpool
 
 /// A segment's record in the control plane, changed by compare-and-set on `revision` only (DESIGN section 5).
-package struct ClusterKey: Hashable, Sendable {
-    package let id: SegmentID
-    package var ensemble: [EnsembleMember]
-    package var state: SegmentState = .open
-    package var drainer: Drainer
-    package var drainEpoch: UInt64 = 1
-    /// Members whose outcome log may lag: no promise is asked of them, and they may not take over (P1, P2).
-    package var stale: [EnsembleMember] = []
-    /// Becomes a member once it has everything (C1).
-    package var joining: EnsembleMember?
-    /// Where a cleaning moves the live messages (C2 i).
-    package var target: SegmentID?
-    /// Replaced members that may still hold a file: the key outlives them, so that they read `finished` (C3).
-    package var former: [EnsembleMember] = []
-    /// The sealed length of a finished segment: what stood behind it never counted, and nobody remembers it as stored (S7).
-    package var finishedLength: Int64 = 0
-    /// The drain epoch at which it was finished: a later takeover of the finished key raises `drainEpoch`, not this (C2 iv).
-    package var finishedEpoch: UInt64 = 0
-    /// Of the last change; 0 for a key that is not stored.
-    package var revision: UInt64 = 0
+package typealias ClusterKey = SegmentKey
 
+extension SegmentKey {
     package init(id: SegmentID, ensemble: [EnsembleMember], drainer: Drainer) {
-        self.id = id
-        self.ensemble = ensemble
-        self.drainer = drainer
+        self.init(id: id, ensemble: ensemble, appendEpoch: 1, state: .open, drainer: drainer, drainEpoch: 1)
     }
 
     package mutating func finish() {

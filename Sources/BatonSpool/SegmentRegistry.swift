@@ -38,6 +38,10 @@ package struct SegmentKey: Hashable, Sendable {
     package var joining: EnsembleMember?
     /// Replaced members that may still hold a file: the key outlives them, so that they read `finished` (PROTOCOL C3).
     package var former: [EnsembleMember] = []
+    /// The sealed length of a finished segment: what stood behind it never counted, and nobody remembers it as stored (S7).
+    package var finishedLength: Int64 = 0
+    /// The drain epoch at which it was finished: a later takeover of the finished key raises `drainEpoch`, not this (C2 iv).
+    package var finishedEpoch: UInt64 = 0
     /// Of the last change; 0 for a key that is not stored yet.
     package var revision: UInt64 = 0
 

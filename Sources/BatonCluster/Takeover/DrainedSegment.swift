@@ -1,0 +1,76 @@
+// A segment that this node drains, as its key, its copies and its outcome log concern the cluster.
+import BatonCore
+import BatonModel
+import BatonSpool
+
+/// What the drainer knows of one other member.
+struct MemberProgress: Hashable, Sendable {
+    /// Offsets in this epoch's outcome log (PROTOCOL P4).
+    var memory: Int64 = 0
+    var synced: Int64 = 0
+    /// Handed to the transport up to here.
+    var sent: Int64 = 0
+    var sentAt: Instant?
+    var incarnation: Incarnation?
+    /// Dots may go until then, as far as this member is concerned (P1).
+    var promiseUntil = Instant.epoch
+    /// Since when there has been no promise although one was asked for.
+    var silentSince: Instant?
+    var report: MemberReport?
+    var reportAskedAt: Instant?
+    var outcomesFetched = false
+
+    /// The length of its valid prefix, once it has said so.
+    var end: Int64? {
+        switch report {
+        case .sealed(let end, _, _): end
+        case .missing: 0
+        case .superseded, nil: nil
+        }
+    }
+}
+
+struct DrainedSegment: Hashable, Sendable {
+    enum Phase: Hashable, Sendable {
+        /// The seal is on its way to the disk (takeover 2).
+        case sealing
+        /// The other members are asked to seal, and for their outcomes (takeover 3).
+        case asking
+        /// What the own copy lacks is fetched from another.
+        case repairing
+        /// n is being committed (takeover 4).
+        case fixing
+        /// The spool reads it.
+        case adopting
+        case ready
+    }
+
+    let epoch: UInt64
+    /// Written by this very incarnation.
+    let isWritten: Bool
+    /// Who drained it before; nil for own mail.
+    let former: Drainer?
+    var phase: Phase
+    /// Own promises and T3: no dot before.
+    var notBefore: Instant
+    var own: BatonSpool.CopyReport?
+    var peers = Table<EnsembleMember, MemberProgress>()
+    var logEnd: Int64 = 0
+    var logSynced: Int64 = 0
+    /// Nothing is open in it, by the spool's word.
+    var drained = false
+    var permitted: Instant?
+    var settledSaid: Int64 = 0
+    var lostSince: Instant?
+    var copyUnderWay: EnsembleMember?
+    var copiedAt: Instant?
+    var retryAt = Instant.epoch
+
+    init(epoch: UInt64, isWritten: Bool, former: Drainer?, phase: Phase, notBefore: Instant) {
+        self.epoch = epoch
+        self.isWritten = isWritten
+        self.former = former
+        self.phase = phase
+        self.notBefore = notBefore
+    }
+}

@@ -1,0 +1,217 @@
+// Which change of a drained segment's key is due next: stale, finished, joining; and how files go (PROTOCOL P1, P2, C1, C3).
+import BatonCore
+import BatonModel
+import BatonSpool
+
+extension TakeoverState {
+    /// At most one change per segment is under way; each is decided anew from the key as it is known.
+    mutating func tickChanges(_ id: SegmentID) {
+        guard let drain = drains[id], drain.phase == .ready, let key = registry.keys[id], key.drainer == me,
+            !registry.isBusy(id)
+        else { return }
+        if let silent = dueStale(drain, key) {
+            return change(id) { $0.stale.append(silent) }
+        }
+        if let back = dueReturn(drain, key) {
+            return change(id) { $0.stale.removeAll { $0 == back } }
+        }
+        if key.state == .open, !drain.isWritten, let own = drain.own,
+            let length = lateLength(key, drain, own)
+        {
+            // T1: adopted without a sealed length; the others have answered, or were declared lost.
+            return change(id) { $0.state = .sealed(at: length) }
+        }
+        guard let length = key.sealedAt else { return }
+        if mayFinish(drain, key, length) {
+            return change(id) { $0.finish() }
+        }
+        tickJoining(id, drain, key, length)
+    }
+
+    private func lateLength(_ key: SegmentKey, _ drain: DrainedSegment, _ own: BatonSpool.CopyReport) -> Int64? {
+        var longest = own.end
+        for other in key.ensemble where other != member && !registry.forgotten.contains(other) {
+            guard let end = drain.peers[other]?.end else { return nil }
+            longest = max(longest, end)
+        }
+        // A longer copy elsewhere: this node has to read it first, as a new takeover does.
+        return longest == own.end ? longest : nil
+    }
+
+    /// P1: a silent partner is put into `stale` before the next dot.
+    private func dueStale(_ drain: DrainedSegment, _ key: SegmentKey) -> EnsembleMember? {
+        key.partners(of: member).first { other in
+            guard let peer = drain.peers[other], peer.promiseUntil <= now, let since = peer.silentSince else {
+                return false
+            }
+            return now - since >= timing.silence
+        }
+    }
+
+    /// P2: back out of `stale` once its outcome log has caught up and is synced.
+    private func dueReturn(_ drain: DrainedSegment, _ key: SegmentKey) -> EnsembleMember? {
+        key.stale.first { other in
+            guard key.ensemble.contains(other), registry.isAlive(other), let peer = drain.peers[other],
+                peer.promiseUntil > now, peer.synced >= drain.logEnd
+            else { return false }
+            if drain.isWritten { return true }
+            return (peer.end ?? -1) >= (key.sealedAt ?? .max)
+        }
+    }
+
+    // MARK: Finished (C3)
+
+    private func mayFinish(_ drain: DrainedSegment, _ key: SegmentKey, _ length: Int64) -> Bool {
+        guard drain.drained, drain.copyUnderWay == nil, drain.logSynced >= drain.logEnd else { return false }
+        return key.partners(of: member).allSatisfy { (drain.peers[$0]?.synced ?? 0) >= drain.logEnd }
+    }
+
+    mutating func beginFinishing(_ key: SegmentKey) {
+        guard finishing[key.id] == nil else { return }
+        finishing[key.id] = Finished()
+        unlinking[key.id] = true
+        actions.append(.release(key.id))
+    }
+
+    /// C3: the key goes last, when all have confirmed or are forgotten.
+    mutating func tickFinishing() {
+        for id in finishing.keys {
+            guard var state = finishing[id], let key = registry.keys[id], key.drainer == me else {
+                finishing[id] = nil
+                continue
+            }
+            guard now - state.askedAt >= timing.finishRetry else { continue }
+            state.askedAt = now
+            finishing[id] = state
+            finish(id, state, key)
+        }
+    }
+
+    private mutating func finish(_ id: SegmentID, _ state: Finished, _ key: SegmentKey) {
+        let others = (key.ensemble + key.former + [key.joining].compactMap { $0 }).filter {
+            $0 != member && !registry.forgotten.contains($0)
+        }
+        let missing = others.filter { !state.confirmed.contains($0) }
+        if !state.selfGone {
+            if unlinking[id] == nil {
+                unlinking[id] = true
+                actions.append(.release(id))
+            }
+        } else if missing.isEmpty {
+            if !registry.isBusy(id) { control(.remove(key)) }
+        } else {
+            for other in missing { actions.append(.askFinished(id, epoch: key.drainEpoch, of: other.node)) }
+        }
+    }
+
+    mutating func confirmed(_ id: SegmentID, _ disk: UInt64, by peer: Drainer) {
+        guard var state = finishing[id], let key = registry.keys[id] else { return }
+        let other = EnsembleMember(node: peer.node, diskID: disk)
+        if !state.confirmed.contains(other) { state.confirmed.append(other) }
+        finishing[id] = state
+        if state.selfGone { finish(id, state, key) }
+    }
+
+    // MARK: Files that go
+
+    mutating func unlinkCopy(_ id: SegmentID) {
+        guard copies[id] != nil, unlinking[id] == nil else { return }
+        unlinking[id] = true
+        actions.append(.unlink(id))
+    }
+
+    mutating func unlinked(_ id: SegmentID, _ gone: Bool) {
+        unlinking[id] = nil
+        guard gone else { return }
+        copies[id] = nil
+        fences[id] = nil
+        if var state = finishing[id], let key = registry.keys[id] {
+            state.selfGone = true
+            state.askedAt = now
+            finishing[id] = state
+            finish(id, state, key)
+        } else if let key = registry.keys[id] {
+            actions.append(.answerUnlinked(id, epoch: key.drainEpoch, to: key.drainer.node))
+        }
+        if confirming[id] != nil { confirmRead(id) }
+    }
+
+    mutating func confirm(_ id: SegmentID, to peer: Drainer) {
+        confirming[id] = peer.node
+        if registry.keys[id]?.state == .finished { confirmRead(id) } else { control(.read(id)) }
+    }
+
+    mutating func confirmRead(_ id: SegmentID) {
+        guard let asker = confirming[id], registry.keys[id]?.state == .finished || registry.keys[id] == nil else {
+            // Not finished: whoever asked was wrong, or the answer is old.
+            return
+        }
+        guard unlinking[id] == nil else { return }
+        if copies[id] == nil {
+            confirming[id] = nil
+            actions.append(.answerUnlinked(id, epoch: registry.keys[id]?.drainEpoch ?? 0, to: asker))
+        } else if registry.keys[id] != nil {
+            unlinkCopy(id)
+        } else {
+            confirming[id] = nil
+        }
+    }
+
+    // MARK: New copies (C1)
+
+    private mutating func tickJoining(
+        _ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey, _ length: Int64
+    ) {
+        let lost = key.ensemble.first { $0 != member && !registry.isAlive($0) }
+        guard let lost else {
+            drains[id]?.lostSince = nil
+            if key.joining != nil { change(id, Self.dropJoining) }
+            return
+        }
+        let since = drain.lostSince ?? now
+        drains[id]?.lostSince = since
+        guard now - since >= timing.recopyAfter else { return }
+        guard let joiner = key.joining else {
+            guard drains.values.count(where: { $0.copyUnderWay != nil }) < timing.copies else { return }
+            let candidates = registry.nodes.map(\.member).filter { other in
+                !key.ensemble.contains(other) && !key.former.contains(other) && other.node != me.node
+                    && !registry.forgotten.contains(other)
+            }
+            guard !candidates.isEmpty else { return }
+            let chosen = candidates[Int(random.next() % UInt64(candidates.count))]
+            return change(id) { $0.joining = chosen }
+        }
+        guard registry.isAlive(joiner) else { return change(id, Self.dropJoining) }
+        let peer = drain.peers[joiner]
+        if (peer?.end ?? -1) >= length, (peer?.synced ?? 0) >= drain.logEnd {
+            drains[id]?.copyUnderWay = nil
+            return change(id) { key in
+                key.ensemble = key.ensemble.map { $0 == lost ? joiner : $0 }
+                key.stale.removeAll { $0 == lost || $0 == joiner }
+                if !key.former.contains(lost) { key.former.append(lost) }
+                key.joining = nil
+            }
+        }
+        guard drain.copyUnderWay == nil, (peer?.end ?? -1) < length else { return }
+        if let at = drain.copiedAt, now - at < timing.recopyRetry { return }
+        guard drains.values.count(where: { $0.copyUnderWay != nil }) < timing.copies else { return }
+        drains[id]?.copyUnderWay = joiner
+        drains[id]?.copiedAt = now
+        actions.append(.copy(key, to: joiner))
+    }
+
+    private static func dropJoining(_ key: inout SegmentKey) {
+        if let joiner = key.joining, !key.former.contains(joiner) { key.former.append(joiner) }
+        key.joining = nil
+    }
+
+    /// The chunks are there; the joining member seals its copy and reports, as every member does.
+    mutating func copied(_ id: SegmentID, _ epoch: UInt64, _ other: EnsembleMember, _ complete: Bool) {
+        guard let drain = drains[id], drain.epoch == epoch, drain.copyUnderWay == other else { return }
+        drains[id]?.copyUnderWay = nil
+        drains[id]?.copiedAt = now
+        if complete, registry.keys[id]?.joining == other {
+            actions.append(.askSeal(id, epoch: epoch, of: other.node))
+        }
+    }
+}

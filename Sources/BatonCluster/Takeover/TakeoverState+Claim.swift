@@ -1,0 +1,252 @@
+// Takeover: claim, seal, ask the others, fix the sealed length, adopt (PROTOCOL "Takeover", T1-T6).
+import BatonCore
+import BatonModel
+import BatonSpool
+
+extension TakeoverState {
+    // MARK: 1. Claim
+
+    /// After a listing: segments of drainers that are gone, where this node may take over.
+    mutating func claimOrphans() {
+        for id in registry.keys.keys {
+            guard let key = registry.keys[id], key.drainer != me else { continue }
+            guard !registry.isAlive(key.drainer) else {
+                orphanedSince[id] = nil
+                continue
+            }
+            let since = orphanedSince[id] ?? now
+            orphanedSince[id] = since
+            guard key.ensemble.contains(member) else { continue }
+            // P2: a stale member may not take over.
+            if key.stale.contains(member), !isLastCopy(key) { continue }
+            // T6: the old owner, started again, has outcomes that nobody else has.
+            if key.drainer.node != me.node, ownerIsBack(key), now - since < timing.ownerFirst {
+                listWanted = true
+                continue
+            }
+            let taker = me
+            // Compared in the control plane, too: the old drainer's node key is absent or of another incarnation.
+            change(id, if: .gone(key.drainer)) { wanted in
+                wanted.drainer = taker
+                wanted.drainEpoch += 1
+            }
+        }
+    }
+
+    /// Every member that is not stale was declared lost: only so does a stale one take over (P2).
+    private func isLastCopy(_ key: SegmentKey) -> Bool {
+        key.ensemble.allSatisfy { $0 == member || key.stale.contains($0) || registry.forgotten.contains($0) }
+            && key.ensemble.contains { registry.forgotten.contains($0) && !key.stale.contains($0) }
+    }
+
+    private func ownerIsBack(_ key: SegmentKey) -> Bool {
+        key.ensemble.contains { other in
+            other.node == key.drainer.node && registry.isAlive(other) && !key.stale.contains(other)
+        }
+    }
+
+    // MARK: 2. Seal
+
+    /// The key names this node as drainer.
+    mutating func beginDrain(_ key: SegmentKey, former: Drainer?) {
+        guard key.state != .finished, (fences[key.id] ?? 0) <= key.drainEpoch else { return }
+        orphanedSince[key.id] = nil
+        if key.id.writer == me.node, key.id.incarnation == me.incarnation, key.drainEpoch == 1 {
+            // Own mail: nobody else has ever drained it.
+            drains[key.id] = DrainedSegment(
+                epoch: key.drainEpoch, isWritten: true, former: nil, phase: .ready, notBefore: .epoch)
+            return
+        }
+        drains[key.id] = DrainedSegment(
+            epoch: key.drainEpoch, isWritten: false, former: former, phase: .sealing,
+            notBefore: promises.earliestDot(key.id))
+        fences[key.id] = key.drainEpoch
+        actions.append(.seal(key.id, epoch: key.drainEpoch))
+    }
+
+    mutating func sealed(_ id: SegmentID, _ epoch: UInt64, _ seal: CopySeal) {
+        answerRequests(id, epoch, seal)
+        guard let drain = drains[id], drain.epoch == epoch, drain.phase == .sealing || drain.phase == .repairing else {
+            return
+        }
+        switch seal {
+        case .sealed(let report): drains[id]?.own = report
+        // A4: a missing file is damage, never emptiness; the others have to say what was there.
+        case .missing, .failed: drains[id]?.own = BatonSpool.CopyReport(end: 0, tailInvalid: true, outcomeOctets: 0)
+        case .superseded(let higher): return overtaken(id, by: higher)
+        }
+        drains[id]?.phase = .asking
+        tickTakeover(id)
+    }
+
+    // MARK: 3. The other members
+
+    mutating func sealAsked(_ id: SegmentID, _ epoch: UInt64, by peer: Drainer) {
+        if let fence = fences[id], fence > epoch {
+            return actions.append(.answerSeal(id, epoch: epoch, .superseded(epoch: fence), to: peer.node))
+        }
+        if let key = registry.keys[id], key.drainEpoch > epoch {
+            return actions.append(.answerSeal(id, epoch: epoch, .superseded(epoch: key.drainEpoch), to: peer.node))
+        }
+        fences[id] = epoch
+        overtaken(id, by: epoch)
+        if registry.keys[id].map({ $0.drainEpoch < epoch }) ?? true { control(.read(id)) }
+        sealingFor[id] = (sealingFor[id] ?? []).filter { $0.from != peer.node } + [
+            SealRequest(epoch: epoch, from: peer.node)
+        ]
+        actions.append(.seal(id, epoch: epoch))
+    }
+
+    private mutating func answerRequests(_ id: SegmentID, _ epoch: UInt64, _ seal: CopySeal) {
+        guard let requests = sealingFor[id] else { return }
+        for request in requests where request.epoch == epoch {
+            actions.append(.answerSeal(id, epoch: epoch, seal, to: request.from))
+        }
+        let left = requests.filter { $0.epoch != epoch }
+        sealingFor[id] = left.isEmpty ? nil : left
+    }
+
+    mutating func reported(_ id: SegmentID, _ epoch: UInt64, _ report: MemberReport, by peer: Drainer) {
+        if case .superseded(let higher) = report { return overtaken(id, by: higher) }
+        guard drains[id]?.epoch == epoch, let other = member(of: peer.node, in: id) else { return }
+        var progress = drains[id]?.peers[other] ?? MemberProgress()
+        progress.report = report
+        if case .missing = report {
+            // Even what it had synced is gone with its file.
+            (progress.memory, progress.synced, progress.sent) = (0, 0, 0)
+        }
+        drains[id]?.peers[other] = progress
+        if case .sealed(_, _, let octets) = report, drains[id]?.phase == .asking, !progress.outcomesFetched {
+            actions.append(.fetchOutcomes(id, epoch: epoch, from: other, octets: octets))
+        }
+        tickTakeover(id)
+        tickChanges(id)
+    }
+
+    mutating func fetched(_ id: SegmentID, _ epoch: UInt64, _ other: EnsembleMember, _ complete: Bool) {
+        guard drains[id]?.epoch == epoch else { return }
+        if complete {
+            drains[id]?.peers[other]?.outcomesFetched = true
+        } else {
+            // Asked anew from the beginning.
+            drains[id]?.peers[other]?.report = nil
+        }
+        tickTakeover(id)
+    }
+
+    /// Asks every other member to seal its copy and to say what is in it; of a written segment only those that were stale.
+    private mutating func askReports(_ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey) {
+        guard !drain.isWritten || (key.state != .open && !key.stale.isEmpty) else { return }
+        for other in key.ensemble where other != member && registry.isAlive(other) {
+            let progress = drain.peers[other] ?? MemberProgress()
+            guard progress.report == nil else { continue }
+            if let asked = progress.reportAskedAt, now - asked < timing.retransmit { continue }
+            var fresh = progress
+            fresh.reportAskedAt = now
+            drains[id]?.peers[other] = fresh
+            actions.append(.askSeal(id, epoch: drain.epoch, of: other.node))
+        }
+    }
+
+    mutating func tickTakeover(_ id: SegmentID) {
+        guard let drain = drains[id], let key = registry.keys[id], key.drainer == me, key.drainEpoch == drain.epoch
+        else { return }
+        askReports(id, drain, key)
+        switch drain.phase {
+        case .sealing, .repairing, .adopting, .ready: break
+        case .asking:
+            guard !waits(for: drain, key), now >= drain.retryAt else { return }
+            drains[id]?.phase = .fixing
+            fix(id, key)
+        case .fixing: fix(id, key)
+        }
+    }
+
+    /// A member whose lease lives is waited for, and its outcomes too.
+    private func waits(for drain: DrainedSegment, _ key: SegmentKey) -> Bool {
+        key.ensemble.contains { other in
+            guard other != member, !registry.forgotten.contains(other) else { return false }
+            let progress = drain.peers[other] ?? MemberProgress()
+            switch progress.report {
+            case .sealed: return !progress.outcomesFetched && registry.isAlive(other)
+            case .missing: return false
+            case .superseded, nil: return registry.isAlive(other)
+            }
+        }
+    }
+
+    // MARK: 4. The sealed length, 5. adoption
+
+    private mutating func fix(_ id: SegmentID, _ key: SegmentKey) {
+        guard let drain = drains[id], let own = drain.own, !registry.isBusy(id) else { return }
+        guard let length = key.sealedAt ?? sealedLength(key, drain, own) else {
+            // T1: not to be known before the others answer; what is valid is drained, and nothing is cut.
+            return adopt(id, key)
+        }
+        if own.end < length, let source = longest(key, drain, atLeast: length) {
+            drains[id]?.phase = .repairing
+            return actions.append(.repair(id, epoch: drain.epoch, from: source, start: own.end, upTo: length))
+        }
+        guard key.state == .open else { return adopt(id, key) }
+        change(id) { $0.state = .sealed(at: length) }
+    }
+
+    private mutating func adopt(_ id: SegmentID, _ key: SegmentKey) {
+        guard drains.values.count(where: { $0.phase == .adopting }) < timing.takeovers else { return }
+        drains[id]?.phase = .adopting
+        actions.append(.adopt(key))
+    }
+
+    /// n, or nil while it cannot be known (T1).
+    private func sealedLength(_ key: SegmentKey, _ drain: DrainedSegment, _ own: BatonSpool.CopyReport) -> Int64? {
+        guard own.tailInvalid else { return own.end }
+        var longest = own.end
+        for other in key.ensemble where other != member && !registry.forgotten.contains(other) {
+            guard let end = drain.peers[other]?.end else { return nil }
+            longest = max(longest, end)
+        }
+        return longest
+    }
+
+    private func longest(_ key: SegmentKey, _ drain: DrainedSegment, atLeast length: Int64) -> EnsembleMember? {
+        key.ensemble.first { $0 != member && (drain.peers[$0]?.end ?? 0) >= length && registry.isAlive($0) }
+    }
+
+    mutating func repaired(_ id: SegmentID, _ epoch: UInt64, _ complete: Bool) {
+        guard let drain = drains[id], drain.epoch == epoch, drain.phase == .repairing else { return }
+        if complete {
+            actions.append(.seal(id, epoch: epoch))
+        } else {
+            drains[id]?.phase = .asking
+            drains[id]?.retryAt = now + timing.recopyRetry
+            for other in drain.peers.keys { drains[id]?.peers[other]?.report = nil }
+        }
+    }
+
+    mutating func adopted(_ id: SegmentID, _ epoch: UInt64, _ success: Bool) {
+        guard let drain = drains[id], drain.epoch == epoch, drain.phase == .adopting else { return }
+        if success {
+            drains[id]?.phase = .ready
+            copies[id] = nil
+        } else {
+            drains[id]?.phase = .asking
+            drains[id]?.retryAt = now + timing.recopyRetry
+        }
+        tell(id)
+    }
+
+    /// A frame of a higher epoch: this node drains the segment no more, whatever its own view of the key is.
+    mutating func overtaken(_ id: SegmentID, by epoch: UInt64) {
+        guard let drain = drains[id], drain.epoch < epoch else { return }
+        dropDrain(id)
+        control(.read(id))
+    }
+
+    /// Somebody else drains it now: no dot any more.
+    mutating func dropDrain(_ id: SegmentID) {
+        guard let drain = drains[id] else { return }
+        drains[id] = nil
+        actions.append(.permit(id, until: nil))
+        if drain.isWritten { actions.append(.stopWriting(id)) }
+    }
+}

@@ -1,0 +1,118 @@
+// Events, actions and lengths of time of a node's production state: segments by their keys, copies and epochs, without messages.
+import BatonCore
+import BatonModel
+import BatonSpool
+
+/// What another member says of its copy (SEALED).
+package enum MemberReport: Hashable, Sendable {
+    case sealed(end: Int64, tailInvalid: Bool, outcomeOctets: Int64)
+    /// It has no file, or cannot read it: damage, never emptiness.
+    case missing
+    /// A higher epoch has sealed it.
+    case superseded(epoch: UInt64)
+}
+
+package enum TakeoverEvent: Hashable, Sendable {
+    /// The first event: segments of which something lies on this disk.
+    case started(copies: [SegmentID])
+    /// The node's key stands in the control plane, under its lease.
+    case registered
+    /// The lease is gone (PROTOCOL T2).
+    case leaseLost
+    case tick
+    /// Somebody's key changed: list soon.
+    case hint
+    case control(ControlRequest, ControlAnswer)
+    /// A session with this run of a node was opened.
+    case met(Drainer)
+    /// A copy was created for its writer.
+    case copyCreated(SegmentID)
+    case promiseAsked([PromiseItem], number: UInt64, sentAt: Int64, from: Drainer)
+    case promised([PromiseItem], sentAt: Instant, from: Drainer)
+    case sealAsked(SegmentID, epoch: UInt64, from: Drainer)
+    case reported(SegmentID, epoch: UInt64, MemberReport, from: Drainer)
+    case copySealed(SegmentID, epoch: UInt64, CopySeal)
+    case outcomesFetched(SegmentID, epoch: UInt64, EnsembleMember, complete: Bool)
+    /// What the own copy lacked was fetched, or could not be.
+    case repaired(SegmentID, epoch: UInt64, complete: Bool)
+    case adopted(SegmentID, epoch: UInt64, success: Bool)
+    /// This node's outcome log of the epoch.
+    case outcomesAdvanced(SegmentID, epoch: UInt64, end: Int64, synced: Int64)
+    case recorded(SegmentID, epoch: UInt64, memory: Int64, synced: Int64, from: Drainer)
+    /// A member obeys a higher epoch.
+    case superseded(SegmentID, epoch: UInt64)
+    /// The spool's keeper registered or sealed an own segment.
+    case keyStored(SegmentKey)
+    /// Nothing is open in it, everything synced here (C3).
+    case drained(SegmentID)
+    case finishedAsked(SegmentID, from: Drainer)
+    case unlinked(SegmentID, gone: Bool)
+    case unlinkedElsewhere(SegmentID, disk: UInt64, from: Drainer)
+    /// The joining member was given everything, or could not be.
+    case copied(SegmentID, epoch: UInt64, EnsembleMember, complete: Bool)
+}
+
+package enum TakeoverAction: Hashable, Sendable {
+    case control(ControlRequest)
+    case askPromises([PromiseItem], of: NodeID)
+    case promise([PromiseItem], number: UInt64, sentAt: Int64, to: NodeID)
+    /// Persist the seal of the own copy; answered by `copySealed`.
+    case seal(SegmentID, epoch: UInt64)
+    case askSeal(SegmentID, epoch: UInt64, of: NodeID)
+    case answerSeal(SegmentID, epoch: UInt64, CopySeal, to: NodeID)
+    case fetchOutcomes(SegmentID, epoch: UInt64, from: EnsembleMember, octets: Int64)
+    /// Fetch chunks `from ..< upTo` of another member into the own copy.
+    case repair(SegmentID, epoch: UInt64, from: EnsembleMember, start: Int64, upTo: Int64)
+    case adopt(SegmentKey)
+    /// Final dots of the segment may go until then; nil: none (PROTOCOL P1). `Instant.distantFuture` without partners.
+    case permit(SegmentID, until: Instant?)
+    /// Send the outcome log of the epoch from this offset on.
+    case sendOutcomes(SegmentID, epoch: UInt64, to: EnsembleMember, from: Int64, upTo: Int64)
+    case settled(SegmentID, epoch: UInt64, upTo: Int64)
+    /// Give the joining member the segment's chunks (C1).
+    case copy(SegmentKey, to: EnsembleMember)
+    case askFinished(SegmentID, epoch: UInt64, of: NodeID)
+    case answerUnlinked(SegmentID, epoch: UInt64, to: NodeID)
+    /// A copy that the spool does not hold.
+    case unlink(SegmentID)
+    /// A segment that the spool holds.
+    case release(SegmentID)
+    case stopWriting(SegmentID)
+    /// A copy without a key whose writer is gone: it may go if there is nothing in it (A4).
+    case dropIfEmpty(SegmentID)
+    case tookOver(SegmentID, from: Drainer)
+    case restart(ClusterState.RestartReason)
+}
+
+/// Lengths of time. The defaults are production's (docs/LIMITS.md, "Cluster").
+package struct TakeoverTiming: Hashable, Sendable {
+    /// T4: every key is listed at least this often.
+    package var list = TimeSpan.seconds(10)
+    /// After a hint or a refused change.
+    package var listSoon = TimeSpan.milliseconds(100)
+    /// A promise's length, counted by its giver from its giving.
+    package var promise = TimeSpan.seconds(2)
+    /// What the asker counts on, from its asking: the length less a quarter, for clocks that run unevenly.
+    package var promiseTrusted = TimeSpan.milliseconds(1500)
+    package var promiseRenewal = TimeSpan.milliseconds(500)
+    /// A partner without a promise for so long is marked stale where there is something to send.
+    package var silence = TimeSpan.milliseconds(1000)
+    package var retransmit = TimeSpan.milliseconds(300)
+    /// T6: others than the old owner wait so long before they claim, if it is back.
+    package var ownerFirst = TimeSpan.seconds(2)
+    /// A member is not replaced before it was gone for so long.
+    package var recopyAfter = TimeSpan.seconds(5)
+    package var recopyRetry = TimeSpan.seconds(2)
+    package var finishRetry = TimeSpan.milliseconds(500)
+    /// Takeovers under way at a time: each reads a segment.
+    package var takeovers = 4
+    /// Copies under way at a time.
+    package var copies = 1
+
+    package init() {}
+}
+
+extension Instant {
+    /// No end that anybody waits for.
+    package static let distantFuture = Instant(nanoseconds: .max)
+}

@@ -103,7 +103,12 @@ let floor5: [Target] = [
             nioPosix, deque, logging, metrics,
         ]),
     module("BatonControlPlane", ["BatonCore", "BatonRuntime", "BatonModel", "BatonHTTPClient", logging]),
-    module("BatonCluster", ["BatonCore", "BatonModel", "BatonSpool"]),
+    module(
+        "BatonCluster",
+        [
+            "BatonCore", "BatonRuntime", "BatonModel", "BatonPeer", "BatonSpool", "BatonControlPlane", nioCore, logging,
+            metrics,
+        ]),
 ]
 
 /// `BATON_NODE_ALONE=1` builds BatonNode without the floors 3 to 5, for work on configuration, admin and metrics.

@@ -221,6 +221,14 @@ package protocol BodyReading: Sendable {
     func read(_ requests: [BodyRead], for receiver: any BodyReadReceiving)
 }
 
+// MARK: Permission to send
+
+/// Whether a final dot may go (PROTOCOL P1). Asked at the moment of the dot, at every dot; any thread, never blocks.
+package protocol DotPermitting: Sendable {
+    /// Whether all of these messages' segments are drained by this node with fresh promises.
+    func mayDot(_ messages: some Sequence<StoredMessageRef>, at now: Instant) -> Bool
+}
+
 // MARK: Events
 
 /// The event log. Any thread; never blocks; never drops. Finals are recorded here before their outcome is recorded.

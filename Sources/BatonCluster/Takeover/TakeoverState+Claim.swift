@@ -91,9 +91,10 @@ extension TakeoverState {
         fences[id] = epoch
         overtaken(id, by: epoch)
         if registry.keys[id].map({ $0.drainEpoch < epoch }) ?? true { control(.read(id)) }
-        sealingFor[id] = (sealingFor[id] ?? []).filter { $0.from != peer.node } + [
-            SealRequest(epoch: epoch, from: peer.node)
-        ]
+        sealingFor[id] =
+            (sealingFor[id] ?? []).filter { $0.from != peer.node } + [
+                SealRequest(epoch: epoch, from: peer.node)
+            ]
         actions.append(.seal(id, epoch: epoch))
     }
 

@@ -1,0 +1,154 @@
+// A node's registration: its key under a lease, its place in the roster, and why it may not register.
+import BatonControlPlane
+import BatonCore
+import BatonModel
+import BatonRuntime
+import BatonSpool
+import Logging
+import Synchronization
+
+/// Why this node cannot be part of the cluster until somebody acts. One clear line each.
+package struct RegistrationRefusal: Error, CustomStringConvertible {
+    package let description: String
+}
+
+/// Registers one incarnation, once: a lease that is lost ends the incarnation (PROTOCOL T2).
+package final class Registration: Sendable {
+    private let agent: ControlAgent
+    private let entry: NodeEntry
+    private let disk: UInt64
+    private let lease: TimeSpan
+    private let logger: Logger
+    private let time: any TimeSource
+    private let state = Mutex(State())
+
+    private struct State {
+        var keeper: LeaseKeeper?
+        var lease: ControlLeaseID?
+        var stopped = false
+        var entry: NodeEntry?
+    }
+
+    package init(
+        agent: ControlAgent, entry: NodeEntry, disk: UInt64, lease: TimeSpan, time: any TimeSource, logger: Logger
+    ) {
+        self.agent = agent
+        self.entry = entry
+        self.disk = disk
+        self.lease = lease
+        self.time = time
+        self.logger = logger
+    }
+
+    private var plane: any ControlPlane { agent.plane }
+    private var paths: ClusterPaths { agent.paths }
+
+    /// Whether this node's id is free for this disk. Throws `RegistrationRefusal`; other failures mean that the control plane did
+    /// not answer, and are no reason not to start.
+    package func check() async throws(RegistrationRefusal) {
+        guard let found = try? await plane.list(paths.all) else { return }
+        let view = ClusterView(found, in: paths)
+        try check(view)
+    }
+
+    private func check(_ view: ClusterView) throws(RegistrationRefusal) {
+        let mine = EnsembleMember(node: entry.node, diskID: disk)
+        if view.listing.forgotten.contains(mine) {
+            throw RegistrationRefusal(
+                description: "this disk of node \(entry.id) was declared lost (baton cluster forget \(entry.id)): "
+                    + "move data_dir away and start with an empty one")
+        }
+        for other in view.nodes where other.id != entry.id && other.node == entry.node {
+            throw RegistrationRefusal(
+                description: "node.id \(entry.id) has the same number as \(other.id): choose another name")
+        }
+        guard let known = view.roster.first(where: { $0.id == entry.id }), known.disk != entry.disk else { return }
+        throw RegistrationRefusal(
+            description:
+                "node \(entry.id) is registered with another disk (\(known.disk), this data_dir has \(entry.disk)): "
+                + "if that disk is lost, run `baton cluster forget \(entry.id)` on another node, then start again; "
+                + "else set node.data_dir back")
+    }
+
+    /// Tries until it is done or `stop` is called. `lost` is called when the lease is gone, on the lease's thread.
+    package func run(registered: @Sendable () -> Void, lost: @escaping @Sendable () -> Void) async throws {
+        while !state.withLock({ $0.stopped }) {
+            do throws(ControlFailure) {
+                if let refusal = try await attempt(lost: lost) { throw ControlFailure.refused(.invalid, refusal) }
+                registered()
+                return
+            } catch {
+                if case .refused(.invalid, let text) = error { throw RegistrationRefusal(description: text) }
+                logger.warning("cluster: cannot register yet", metadata: ["why": "\(error)"])
+                try? await Task.sleep(nanoseconds: 500_000_000)
+            }
+        }
+    }
+
+    private func attempt(lost: @escaping @Sendable () -> Void) async throws(ControlFailure) -> String? {
+        let found = try await plane.list(paths.all)
+        let view = ClusterView(found, in: paths)
+        do throws(RegistrationRefusal) { try check(view) } catch { return error.description }
+        let path = paths.node(entry.id)
+        if let old = found.entries.first(where: { $0.key == path }) {
+            // A former run of this very disk: its key goes first, so that the new one's creation names this registration.
+            let gone = try await plane.commit(
+                ControlTransaction(if: [.modified(path, at: old.modified)], [.delete(path)]))
+            guard case .committed = gone else { throw .unknown("the node's key changes") }
+        }
+        let sentAt = BootTimeSource().now()
+        let granted = try await plane.grantLease(lease)
+        let put = try await plane.commit(
+            ControlTransaction(
+                if: [.absent(path)],
+                [
+                    .put(path, ClusterCodec.json(entry), lease: granted.id),
+                    .put(paths.roster(entry.id), ClusterCodec.json(RosterEntry(id: entry.id, disk: disk))),
+                ]))
+        guard case .committed(let header) = put else { throw .unknown("the node's key is there again") }
+        agent.registered(at: header.revision)
+        let keeper = LeaseKeeper(granted, of: plane, sentAt: sentAt) { [logger] news in
+            logger.notice("cluster: lease", metadata: ["news": "\(news)"])
+            if case .gone = news { lost() }
+        }
+        state.withLock { state in
+            state.keeper = keeper
+            state.lease = granted.id
+            state.entry = entry
+        }
+        return nil
+    }
+
+    /// Says what the node is doing now: joining, serving, draining, drained.
+    package func announce(_ nodeState: NodeEntry.State) async {
+        let (lease, entry) = state.withLock { ($0.lease, $0.entry) }
+        guard let lease, var entry, entry.state != nodeState else { return }
+        entry.state = nodeState
+        let path = paths.node(entry.id)
+        for _ in 0..<5 {
+            guard let found = try? await plane.get(path), let there = found.entries.first, there.lease == lease else {
+                return
+            }
+            let commit = try? await plane.commit(
+                ControlTransaction(
+                    if: [.modified(path, at: there.modified)], [.put(path, ClusterCodec.json(entry), lease: lease)]))
+            if case .committed? = commit {
+                let said = entry
+                return state.withLock { $0.entry = said }
+            }
+        }
+    }
+
+    /// The node leaves: its key goes at once, so that nobody waits for the lease's end. `forGood`: out of the roster too.
+    package func stop(forGood: Bool) async {
+        let (keeper, lease) = state.withLock { state in
+            state.stopped = true
+            defer { state.keeper = nil }
+            return (state.keeper, state.lease)
+        }
+        agent.registered(at: nil)
+        if forGood { _ = try? await plane.commit(ControlTransaction(if: [], [.delete(paths.roster(entry.id))])) }
+        if let lease { try? await plane.revoke(lease) }
+        keeper?.stop()
+    }
+}

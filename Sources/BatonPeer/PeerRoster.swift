@@ -107,9 +107,8 @@ package struct PeerRoster: Sendable {
     /// A session is over, whatever became of it.
     package mutating func ended(_ id: PeerSessionID) {
         handshakes.remove(id)
-        guard let (node, channel) = places.removeValue(forKey: id), var known = nodes[node],
-            known.sessions[channel]?.id == id
-        else { return }
+        // A session that was replaced has lost its place already.
+        guard let (node, channel) = places.removeValue(forKey: id), var known = nodes[node] else { return }
         known.sessions[channel] = nil
         save(known, node)
     }

@@ -107,11 +107,15 @@ private func victim(channel: PeerChannel = .bulk) -> End { Pair.open(channel: ch
 }
 
 @Test func peerGivesCreditForWhatWasNotUsed() throws {
-    for cost in [FrameCost(octets: 1, frames: 1), FrameCost(octets: PeerLimits.windowOctetsMax, frames: 65_536)] {
+    let used = appendCost(10)
+    for (octets, frames, isRight) in [
+        (used.octets, 1, true), (used.octets + 1, 1, false), (used.octets, 2, false),
+        (PeerLimits.windowOctetsMax, PeerLimits.windowFramesMax, false),
+    ] {
         var end = victim()
-        let now = rigStart
-        try end.give(.credit(Credit(cost)), at: now)
-        #expect(end.closes == [.violation(.creditOverflow)])
+        end.feed(.send(append(10, by: Pair.settings("n2"))), at: rigStart)
+        try end.give(.credit(Credit(FrameCost(octets: octets, frames: frames))), at: rigStart)
+        #expect(end.closes == (isRight ? [] : [.violation(.creditOverflow)]), "\(octets), \(frames)")
     }
 }
 

@@ -106,8 +106,8 @@ let floor5: [Target] = [
     module(
         "BatonCluster",
         [
-            "BatonCore", "BatonRuntime", "BatonModel", "BatonPeer", "BatonSpool", "BatonControlPlane", nioCore, logging,
-            metrics,
+            "BatonCore", "BatonRuntime", "BatonModel", "BatonPeer", "BatonSpool", "BatonControlPlane", nioCore,
+            nioPosix, logging, metrics,
         ]),
 ]
 
@@ -167,6 +167,12 @@ let beside: [Target] = [
         [
             "BatonDelivery", "BatonQueue", "BatonDNS", "BatonSMTP", "BatonMail", "BatonModel", "BatonRuntime",
             "BatonCore", nioCore, nioPosix, nioEmbedded, logging,
+        ]),
+    tests(
+        "BatonClusterTests",
+        [
+            "BatonCluster", "BatonPeer", "BatonSpool", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix,
+            logging,
         ]),
     tests("ClusterSimulationTests", ["BatonCluster", "BatonSpool", "BatonModel", "BatonCore"]),
     tests(

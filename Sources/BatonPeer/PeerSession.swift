@@ -36,6 +36,8 @@ package struct PeerSession: StateMachine {
     /// Messages without credit, in the order in which they were sent.
     var queue = CircularBuffer<EncodedFrame>()
     var queued = FrameCost.zero
+    /// Of all types, since the beginning.
+    package private(set) var frames = (sent: 0, received: 0)
 
     /// When the shell's timer is due; nil when none is set.
     var timerDue: Instant?
@@ -57,6 +59,8 @@ package struct PeerSession: StateMachine {
     package var roundTrip: TimeSpan? { heartbeat.roundTrip }
     /// What waits for credit.
     package var queuedCost: FrameCost { queued }
+    /// What the peer takes before it has let go of any; nothing before the handshake is over.
+    package var peerWindow: FrameCost { sendWindow.size }
     /// What is delivered and not released.
     package var heldCost: FrameCost { receiveWindow.held }
 
@@ -144,6 +148,7 @@ package struct PeerSession: StateMachine {
     private mutating func handle(
         _ message: PeerMessage, cost: FrameCost, at now: Instant, into actions: inout ActionBuffer<PeerAction>
     ) throws(PeerViolation) {
+        frames.received += 1
         switch message {
         case .hello(let hello): try receivedHello(hello, into: &actions)
         case .ready(let ready): try receivedReady(ready, into: &actions)
@@ -198,13 +203,14 @@ package struct PeerSession: StateMachine {
         sayGoodbyeIfDue(into: &actions)
     }
 
-    private func write(_ frame: EncodedFrame, into actions: inout ActionBuffer<PeerAction>) {
+    private mutating func write(_ frame: EncodedFrame, into actions: inout ActionBuffer<PeerAction>) {
+        frames.sent += 1
         actions.append(.write(frame.head))
         if frame.tail.readableBytes > 0 { actions.append(.write(frame.tail)) }
     }
 
     /// Frames of the connection itself use no credit and wait for nothing.
-    func writeNow(_ payload: some FramePayload, into actions: inout ActionBuffer<PeerAction>) {
+    mutating func writeNow(_ payload: some FramePayload, into actions: inout ActionBuffer<PeerAction>) {
         guard let frame = EncodedFrame(payload) else { return }
         write(frame, into: &actions)
     }

@@ -1,40 +1,40 @@
-// LZ4 for bodies: whether to try, and the only calls into liblz4.
+// LZ4 for bodies, on disk and in SUBMIT: whether to try, and the only calls into liblz4.
 import BatonCore
 import CLZ4
 import NIOCore
 
-/// Decides per body whether to compress (`spool.compression`). Pure.
+/// Decides per body whether to compress (`spool.compression`; `auto` towards peers). Pure.
 ///
 /// `auto` tries the first and one in 16 bodies of at least `SpoolLimits.compressionFloor` and uses LZ4 for all of them while the tried
 /// ones shrink to half or less: LZ4 costs about 2.5 µs per KiB of CPU, which a disk that keeps up does not pay back on less.
 /// Small mail is never tried, so that the default costs it nothing.
-struct CompressionPolicy: Sendable {
+package struct CompressionPolicy: Sendable {
     private let mode: SpoolConfiguration.Compression
     private var eligible: UInt64 = 0
     /// Moving average of stored/raw, in 1/1024; nil before the first try, which counts alone.
     private var ratio: Int?
 
-    init(_ mode: SpoolConfiguration.Compression) {
+    package init(_ mode: SpoolConfiguration.Compression) {
         self.mode = mode
     }
 
-    mutating func wants(length: Int) -> Bool {
+    package mutating func wants(length: Int) -> Bool {
         guard mode != .off, length >= SpoolLimits.compressionFloor else { return false }
         if mode == .on { return true }
         eligible &+= 1
         return ratio.map { $0 <= 512 } ?? true || eligible % 16 == 1
     }
 
-    mutating func observed(raw: Int, stored: Int) {
+    package mutating func observed(raw: Int, stored: Int) {
         guard raw > 0 else { return }
         let last = stored * 1024 / raw
         ratio = ratio.map { ($0 * 3 + last) / 4 } ?? last
     }
 }
 
-enum LZ4 {
+package enum LZ4 {
     /// Appends the compressed bytes to `target` if they are fewer than `source`'s. Returns their count, nil if not written.
-    static func compress(_ source: ByteBuffer, into target: inout ByteBuffer) -> Int? {
+    package static func compress(_ source: ByteBuffer, into target: inout ByteBuffer) -> Int? {
         let raw = source.readableBytes
         guard raw > 0, raw <= SpoolLimits.bodyBlockBytes else { return nil }
         let bound = Int(LZ4_compressBound(Int32(raw)))
@@ -54,7 +54,7 @@ enum LZ4 {
     }
 
     /// Exactly `rawLength` bytes, or nil. The caller has bounded `rawLength`.
-    static func decompress(_ source: ByteBuffer, rawLength: Int) -> ByteBuffer? {
+    package static func decompress(_ source: ByteBuffer, rawLength: Int) -> ByteBuffer? {
         guard rawLength > 0, rawLength <= SpoolLimits.bodyBlockBytes else { return nil }
         var target = ByteBufferAllocator().buffer(capacity: rawLength)
         var made: Int32 = -1

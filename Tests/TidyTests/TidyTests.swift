@@ -59,7 +59,7 @@ private let outside: [String: Set<String>] = [
     "BatonControlPlane": ["Glibc", "Synchronization", "Logging"],
     "BatonIngress": ["NIOCore", "NIOPosix", "Glibc", "Synchronization", "DequeModule", "Logging", "Metrics"],
     "BatonDelivery": ["NIOCore", "NIOPosix", "Glibc", "Synchronization", "DequeModule", "Logging", "Metrics"],
-    "BatonCluster": [],
+    "BatonCluster": ["NIOCore", "NIOPosix", "Glibc", "Synchronization", "Logging", "Metrics"],
 ]
 
 private func imports(of file: SourceFile) -> [String] {

@@ -27,6 +27,9 @@ package struct SegmentName: Hashable, Sendable, CustomStringConvertible {
     package var segmentFile: String { "\(self).seg" }
     package var outcomeFile: String { "\(self).out" }
 
+    /// In a cluster each drain epoch has a log of its own; the first one's is that of a single node.
+    package func outcomeFile(epoch: UInt64) -> String { epoch == 1 ? outcomeFile : "\(self).\(Self.hex(epoch)).out" }
+
     package static func hex(_ value: UInt64) -> String {
         let digits = String(value, radix: 16)
         return String(repeating: "0", count: 16 - digits.count) + digits

@@ -1,0 +1,418 @@
+// The thread's own state: `TakeoverState`, fetches and copies under way; performs actions.
+import BatonCore
+import BatonModel
+import BatonPeer
+import BatonRuntime
+import BatonSpool
+import NIOCore
+import Synchronization
+
+/// Bounds of the driver (docs/LIMITS.md, "Cluster").
+package enum DriverLimits {
+    /// Octets of one FETCH, and of one piece of a copy.
+    package static let pieceOctets = ByteCount.mebi
+    /// Pieces given to a joining member within 100 ms: 40 MiB/s.
+    package static let piecesPerTick = 4
+    /// A FETCH without an answer for so long has failed.
+    package static let fetchDeadline = TimeSpan.seconds(3)
+    /// Outcome entries of one member that a takeover takes into memory.
+    package static let outcomeOctets = 64 * ByteCount.mebi
+    /// Takeovers that status tells of.
+    package static let notices = 100
+}
+
+/// A value owned by the cluster's thread.
+struct ClusterDriver: Sendable {
+    struct FetchRun: Sendable {
+        enum Purpose: Sendable {
+            case outcomes
+            case repair(upTo: Int64)
+        }
+
+        let segment: SegmentID
+        let epoch: UInt64
+        let member: EnsembleMember
+        let purpose: Purpose
+        var offset: Int64
+        var collected = ByteBuffer()
+        var askedAt: Instant
+    }
+
+    struct CopyRun: Sendable {
+        let key: SegmentKey
+        let joiner: EnsembleMember
+        let length: Int64
+        var offset: Int64 = 0
+        var reading = 0
+        /// Pieces that were read and not yet taken by the transport, in order.
+        var waiting: [(offset: Int64, octets: ByteBuffer)] = []
+    }
+
+    let runtime: ClusterRuntime
+    let parts: ClusterParts?
+    var state: TakeoverState
+    private var fetches: [UInt64: FetchRun] = [:]
+    private var nextFetch: UInt64 = 1
+    private var copies: [SegmentID: CopyRun] = [:]
+    /// Outcome entries of other members, for the takeover of the segment at that epoch.
+    private var gathered: [SegmentID: (epoch: UInt64, entries: [ByteBuffer])] = [:]
+    private var permits: [SegmentID: Instant] = [:]
+    private var logs: [SegmentID: (epoch: UInt64, file: OutcomeFile)] = [:]
+    private var number: UInt64 = 0
+
+    init(runtime: ClusterRuntime, parts: ClusterParts) {
+        self.runtime = runtime
+        self.parts = parts
+        self.state = TakeoverState(
+            me: runtime.settings.me, disk: runtime.settings.disk, seed: runtime.settings.me.incarnation.value,
+            at: runtime.time.now())
+    }
+
+    // MARK: Work
+
+    mutating func perform(_ work: ClusterRuntime.Work) {
+        switch work {
+        case .event(let event): receive(event)
+        case .view(let view): take(view)
+        case .run(let action): action(&self)
+        }
+    }
+
+    mutating func receive(_ event: TakeoverEvent) {
+        var actions = ActionBuffer<TakeoverAction>()
+        state.receive(event, at: runtime.time.now(), into: &actions)
+        for action in actions.drain() { perform(action) }
+    }
+
+    mutating func tick(at now: Instant) {
+        receive(.tick)
+        runtime.replicator.tick(at: now)
+        for (id, until) in permits { permit(id, until) }
+        for (request, run) in fetches where now - run.askedAt > DriverLimits.fetchDeadline {
+            fetches[request] = nil
+            end(run, complete: false)
+        }
+        for id in copies.keys { advanceCopy(id) }
+    }
+
+    private mutating func take(_ view: ClusterView) {
+        let me = runtime.settings.me.node
+        runtime.view.withLock { $0 = view }
+        runtime.transport.peers(
+            view.nodes.compactMap { node in
+                guard let run = node.run, let address = PeerAddress(node.address) else { return nil }
+                return PeerEndpoint(
+                    name: node.id, incarnation: run.incarnation, address: address,
+                    revision: UInt64(max(0, view.revisions[node.node] ?? 0)))
+            })
+        runtime.replicator.update(
+            candidates: view.nodes.compactMap { node in
+                guard node.node != me, node.state == .serving || node.state == .joining, let member = node.member,
+                    !view.listing.forgotten.contains(member)
+                else { return nil }
+                return BackupCandidate(member: member, failureDomain: node.failureDomain)
+            }.sorted { $0.member < $1.member })
+        runtime.handlers.membership(view)
+        receive(.control(.list, .listed(view.listing)))
+    }
+
+    // MARK: Actions
+
+    private mutating func perform(_ action: TakeoverAction) {
+        let (transport, mailbox) = (runtime.transport, runtime.mailbox)
+        switch action {
+        case .control(.list):
+            runtime.agent.list { view in
+                mailbox.deliver(CollectionOfOne(view.map { .view($0) } ?? .event(.control(.list, .unknown))))
+            }
+        case .control(let request):
+            runtime.agent.perform(request) { answer in
+                mailbox.deliver(CollectionOfOne(.event(.control(request, answer))))
+            }
+        case .askPromises(let items, let node): askPromises(items, of: node)
+        case .promise(let items, let number, let sentAt, let node):
+            let promise = BatonPeer.Promise(
+                number: number, askedAt: Instant(nanoseconds: sentAt), span: state.timing.promise,
+                items: items.map { BatonPeer.PromiseItem(segment: $0.segment, epoch: $0.epoch) })
+            _ = transport.send([.promise(promise)], to: node)
+        case .seal(let id, let epoch):
+            parts?.copies.seal(id, epoch: epoch) { seal in
+                mailbox.deliver(CollectionOfOne(.event(.copySealed(id, epoch: epoch, seal))))
+            }
+        case .askSeal(let id, let epoch, let node):
+            _ = transport.send([.seal(Seal(segment: id, epoch: epoch))], to: node)
+        case .answerSeal(let id, let epoch, let seal, let node): answerSeal(id, epoch, seal, to: node)
+        case .fetchOutcomes(let id, let epoch, let member, _):
+            begin(FetchRun(segment: id, epoch: epoch, member: member, purpose: .outcomes, offset: 0, askedAt: .epoch))
+        case .repair(let id, let epoch, let member, let start, let upTo):
+            begin(
+                FetchRun(
+                    segment: id, epoch: epoch, member: member, purpose: .repair(upTo: upTo), offset: start,
+                    askedAt: .epoch))
+        case .adopt(let key): adopt(key)
+        case .permit(let id, let until):
+            permits[id] = until
+            permit(id, until)
+        case .sendOutcomes(let id, let epoch, let member, let from, let upTo):
+            sendOutcomes(id, epoch, to: member, from: from, upTo: upTo)
+        case .settled: break
+        case .copy(let key, let joiner):
+            guard let length = key.sealedAt else { return }
+            copies[key.id] = CopyRun(key: key, joiner: joiner, length: length)
+            advanceCopy(key.id)
+        case .askFinished(let id, let epoch, let node):
+            _ = transport.send([.finished(Finished(segment: id, epoch: epoch))], to: node)
+        case .answerUnlinked(let id, let epoch, let node):
+            let answer = Unlinked(segment: id, epoch: epoch, disk: runtime.settings.disk)
+            if node == runtime.settings.me.node { return }
+            _ = transport.send([.unlinked(answer)], to: node)
+        case .unlink(let id):
+            parts?.copies.unlink(id) { gone in
+                mailbox.deliver(CollectionOfOne(.event(.unlinked(id, gone: gone))))
+            }
+        case .release(let id): release(id)
+        case .stopWriting(let id):
+            runtime.replicator.ended(id)
+            parts?.spool.stopWriting(id)
+        case .dropIfEmpty(let id): dropIfEmpty(id)
+        case .tookOver(let id, let former):
+            runtime.notices.withLock { notices in
+                notices.append(TakeoverNotice(segment: id, from: former.node, at: runtime.time.now()))
+                if notices.count > DriverLimits.notices { notices.removeFirst() }
+            }
+        case .restart(let reason): runtime.onRestart(reason)
+        }
+    }
+
+    private mutating func askPromises(_ items: [PromiseItem], of node: NodeID) {
+        var rest = items[...]
+        while !rest.isEmpty {
+            number &+= 1
+            let asked = PromiseAsked(
+                number: number, askedAt: runtime.time.now(),
+                items: rest.prefix(PeerLimits.promiseItems).map {
+                    BatonPeer.PromiseItem(segment: $0.segment, epoch: $0.epoch)
+                })
+            rest = rest.dropFirst(PeerLimits.promiseItems)
+            _ = runtime.transport.send([.promiseAsked(asked)], to: node)
+        }
+    }
+
+    private func answerSeal(_ id: SegmentID, _ epoch: UInt64, _ seal: CopySeal, to node: NodeID) {
+        var answer = Sealed(
+            segment: id, epoch: epoch, length: nil, logLength: nil, incarnation: runtime.settings.me.incarnation,
+            status: .sealed, hasInvalidTail: false)
+        switch seal {
+        case .sealed(let report):
+            answer.length = report.end
+            answer.logLength = report.outcomeOctets
+            answer.hasInvalidTail = report.tailInvalid
+        case .superseded(let higher):
+            answer.epoch = higher
+            answer.status = .higherEpoch
+        case .missing: answer.status = .missing
+        case .failed: answer.status = .failed
+        }
+        _ = runtime.transport.send([.sealed(answer)], to: node)
+    }
+
+    private mutating func adopt(_ key: SegmentKey) {
+        let others = gathered[key.id].flatMap { $0.epoch == key.drainEpoch ? $0.entries : nil } ?? []
+        gathered[key.id] = nil
+        // Only a drainer that is this very node has its event log here.
+        let mayBeLost = key.id.writer != runtime.settings.me.node
+        runtime.takeovers.deliver(
+            CollectionOfOne(
+                .adopt(Adoption(key: key, others: others, eventsMayBeLost: mayBeLost))))
+    }
+
+    private func permit(_ id: SegmentID, _ until: Instant?) {
+        guard let handle = parts?.handle(id) else { return }
+        runtime.permission.permit(handle, until: until)
+    }
+
+    /// Files go on the takeover thread's side of the spool; the answer comes back as an event.
+    private mutating func release(_ id: SegmentID) {
+        logs[id] = nil
+        permits[id] = nil
+        gathered[id] = nil
+        guard let parts else { return }
+        if let handle = parts.handle(id) {
+            runtime.permission.permit(handle, until: nil)
+            runtime.takeovers.deliver(CollectionOfOne(.release(id)))
+            return
+        }
+        let mailbox = runtime.mailbox
+        parts.copies.unlink(id) { gone in mailbox.deliver(CollectionOfOne(.event(.unlinked(id, gone: gone)))) }
+    }
+
+    private func dropIfEmpty(_ id: SegmentID) {
+        let copies = parts?.copies
+        copies?.read(id, .chunks, from: 0, atMost: 1) { read in
+            guard case .octets(let octets, _) = read, octets.readableBytes == 0 else { return }
+            copies?.unlink(id) { _ in }
+        }
+    }
+
+    // MARK: Outcomes
+
+    private mutating func sendOutcomes(
+        _ id: SegmentID, _ epoch: UInt64, to member: EnsembleMember, from: Int64, upTo: Int64
+    ) {
+        guard let parts else { return }
+        if logs[id]?.epoch != epoch {
+            let path = "\(runtime.settings.segmentsPath)/\(SegmentName(id).outcomeFile(epoch: epoch))"
+            logs[id] = (epoch, OutcomeFile(path: path, disk: parts.disk))
+            if logs.count > 256 { logs = logs.filter { $0.key == id } }
+        }
+        guard let file = logs[id]?.file else { return }
+        var offset = from
+        repeat {
+            let count = Int(min(upTo - offset, Int64(PeerLimits.outcomeOctets)))
+            guard let octets = file.read(from: offset, count: count) else { return }
+            // With nothing to send it asks how far the member is.
+            let records = OutcomeRecords(
+                segment: id, epoch: epoch, from: offset, count: max(1, octets.readableBytes / 16), records: octets)
+            guard runtime.transport.send([.outcome(records)], to: member.node) else { return }
+            offset += Int64(octets.readableBytes)
+            if octets.readableBytes == 0 { return }
+        } while offset < upTo
+    }
+
+    // MARK: Fetching
+
+    private mutating func begin(_ run: FetchRun) {
+        if case .outcomes = run.purpose, gathered[run.segment]?.epoch != run.epoch {
+            gathered[run.segment] = (run.epoch, [])
+        }
+        ask(run)
+    }
+
+    private mutating func ask(_ run: FetchRun) {
+        var asked = run
+        asked.askedAt = runtime.time.now()
+        let request = nextFetch
+        nextFetch += 1
+        var most = DriverLimits.pieceOctets
+        if case .repair(let upTo) = run.purpose { most = Int(min(Int64(most), max(1, upTo - run.offset))) }
+        let question = Fetch(
+            request: request, segment: run.segment, epoch: run.epoch, from: run.offset, atMost: most,
+            part: { if case .outcomes = run.purpose { .outcomes } else { .segment } }())
+        fetches[request] = asked
+        if !runtime.transport.send([.fetch(question)], to: run.member.node) {
+            fetches[request] = nil
+            end(run, complete: false)
+        }
+    }
+
+    /// CHUNK: an answer to a FETCH, or a piece for a joining member.
+    mutating func received(_ piece: BatonPeer.CopyPart, from peer: Drainer) {
+        guard piece.request != 0 else { return restore(piece, from: peer) }
+        guard var run = fetches.removeValue(forKey: piece.request), run.member.node == peer.node,
+            piece.segment == run.segment, piece.offset == run.offset
+        else { return }
+        guard piece.status == .octets else { return end(run, complete: false) }
+        let count = piece.octets.readableBytes
+        run.offset += Int64(count)
+        switch run.purpose {
+        case .outcomes:
+            run.collected.writeImmutableBuffer(piece.octets)
+            guard run.collected.readableBytes <= DriverLimits.outcomeOctets else { return end(run, complete: false) }
+            if count < DriverLimits.pieceOctets { return end(run, complete: true) }
+            ask(run)
+        case .repair(let upTo):
+            guard count > 0 else { return end(run, complete: false) }
+            let (next, mailbox) = (run, runtime.mailbox)
+            parts?.copies.restore(run.segment, at: piece.offset, piece.octets) { done in
+                mailbox.deliver(
+                    CollectionOfOne(
+                        .run { driver in
+                            if !done {
+                                driver.end(next, complete: false)
+                            } else if next.offset >= upTo {
+                                driver.end(next, complete: true)
+                            } else {
+                                driver.ask(next)
+                            }
+                        }))
+            }
+        }
+    }
+
+    private mutating func end(_ run: FetchRun, complete: Bool) {
+        switch run.purpose {
+        case .outcomes:
+            if complete, gathered[run.segment]?.epoch == run.epoch {
+                gathered[run.segment]?.entries.append(run.collected)
+            }
+            receive(.outcomesFetched(run.segment, epoch: run.epoch, run.member, complete: complete))
+        case .repair: receive(.repaired(run.segment, epoch: run.epoch, complete: complete))
+        }
+    }
+
+    // MARK: Copies for joining members (C1)
+
+    private mutating func advanceCopy(_ id: SegmentID) {
+        guard let run = copies[id], let parts else { return }
+        guard let key = state.registry.keys[id], key.joining == run.joiner, key.drainEpoch == run.key.drainEpoch else {
+            copies[id] = nil
+            return receive(.copied(id, epoch: run.key.drainEpoch, run.joiner, complete: false))
+        }
+        sendPieces(id)
+        guard let run = copies[id], run.reading == 0, run.waiting.isEmpty else { return }
+        guard run.offset < run.length else {
+            copies[id] = nil
+            return receive(.copied(id, epoch: key.drainEpoch, run.joiner, complete: true))
+        }
+        let mailbox = runtime.mailbox
+        var offset = run.offset
+        for _ in 0..<DriverLimits.piecesPerTick where offset < run.length {
+            let (start, count) = (offset, Int(min(run.length - offset, Int64(DriverLimits.pieceOctets))))
+            offset += Int64(count)
+            copies[id]?.reading += 1
+            parts.copies.read(id, .chunks, from: start, atMost: count) { read in
+                mailbox.deliver(CollectionOfOne(.run { $0.readPiece(id, at: start, read) }))
+            }
+        }
+        copies[id]?.offset = offset
+    }
+
+    private mutating func readPiece(_ id: SegmentID, at offset: Int64, _ read: CopyRead) {
+        guard var run = copies[id] else { return }
+        run.reading -= 1
+        guard case .octets(let octets, _) = read, octets.readableBytes > 0 else {
+            copies[id] = nil
+            return receive(.copied(id, epoch: run.key.drainEpoch, run.joiner, complete: false))
+        }
+        run.waiting.append((offset, octets))
+        copies[id] = run
+        sendPieces(id)
+    }
+
+    private mutating func sendPieces(_ id: SegmentID) {
+        guard var run = copies[id] else { return }
+        while let piece = run.waiting.first {
+            let part = BatonPeer.CopyPart(
+                request: 0, segment: id, epoch: run.key.drainEpoch, offset: piece.offset, part: .segment,
+                status: .octets, isLast: piece.offset + Int64(piece.octets.readableBytes) >= run.length,
+                octets: piece.octets)
+            guard runtime.transport.send([.chunk(part)], to: run.joiner.node) else { break }
+            run.waiting.removeFirst()
+        }
+        copies[id] = run
+    }
+
+    /// Only who is named as joining takes a copy, from the drainer at the key's epoch.
+    private mutating func restore(_ piece: BatonPeer.CopyPart, from peer: Drainer) {
+        let id = piece.segment
+        guard piece.part == .segment, let key = state.registry.keys[id], key.drainer == peer,
+            key.drainEpoch == piece.epoch, key.joining == state.member || key.ensemble.contains(state.member),
+            key.state != .finished
+        else {
+            // Its key was changed a moment ago, perhaps: the drainer tries again.
+            return receive(.hint)
+        }
+        receive(.copyCreated(id))
+        parts?.copies.restore(id, at: piece.offset, piece.octets) { _ in }
+    }
+}

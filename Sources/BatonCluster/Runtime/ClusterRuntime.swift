@@ -1,0 +1,289 @@
+// A node's part in the cluster: performs what `TakeoverState` decides, on a thread of its own.
+import BatonControlPlane
+import BatonCore
+import BatonModel
+import BatonPeer
+import BatonRuntime
+import BatonSpool
+import Logging
+import Metrics
+import NIOCore
+import Synchronization
+
+/// What a node is in its cluster. `cluster:` of the configuration, checked by BatonNode.
+package struct ClusterRuntimeSettings: Sendable {
+    package var cluster: String
+    package var nodeName: String
+    package var me: Drainer
+    package var disk: UInt64
+    package var copies: Int
+    package var lease: TimeSpan
+    package var failureDomain: String
+    package var weight: Double
+    /// Where other nodes reach this one.
+    package var address: String
+    package var version: String
+    package var segmentSize: Int64
+    package var segmentsPath: String
+
+    package init(
+        cluster: String, nodeName: String, me: Drainer, disk: UInt64, copies: Int, lease: TimeSpan,
+        failureDomain: String, weight: Double, address: String, version: String, segmentSize: Int64,
+        segmentsPath: String
+    ) {
+        self.cluster = cluster
+        self.nodeName = nodeName
+        self.me = me
+        self.disk = disk
+        self.copies = copies
+        self.lease = lease
+        self.failureDomain = failureDomain
+        self.weight = weight
+        self.address = address
+        self.version = version
+        self.segmentSize = segmentSize
+        self.segmentsPath = segmentsPath
+    }
+
+    package var member: EnsembleMember { EnsembleMember(node: me.node, diskID: disk) }
+}
+
+/// The spool and the copies on this node's disk, once they exist.
+package struct ClusterParts: Sendable {
+    package let spool: any SegmentDraining & ReplicationReceiving
+    package let copies: any CopyKeeping
+    package let disk: any Disk
+    /// The ledger's handle of a segment that the spool holds.
+    package let handle: @Sendable (SegmentID) -> UInt32?
+
+    package init(
+        spool: any SegmentDraining & ReplicationReceiving, copies: any CopyKeeping, disk: any Disk,
+        handle: @escaping @Sendable (SegmentID) -> UInt32?
+    ) {
+        self.spool = spool
+        self.copies = copies
+        self.disk = disk
+        self.handle = handle
+    }
+}
+
+/// Frames that belong to others: placement, limits, admin.
+package struct ClusterHandlers: Sendable {
+    /// On the bulk loop; returns whether it has released, or will release, the frame's credit.
+    package var submit: @Sendable (ReceivedFrame, PeerIdentity) -> Void = { _, _ in }
+    package var quota: @Sendable (Quota, PeerIdentity) -> Void = { _, _ in }
+    package var query: @Sendable (Query, PeerIdentity) -> Void = { _, _ in }
+    package var answer: @Sendable (Answer, PeerIdentity) -> Void = { _, _ in }
+    /// After each listing, on the cluster's thread.
+    package var membership: @Sendable (ClusterView) -> Void = { _ in }
+    package var disconnected: @Sendable (NodeID) -> Void = { _ in }
+
+    package init() {}
+}
+
+/// A takeover, for status and logs.
+package struct TakeoverNotice: Hashable, Sendable {
+    package let segment: SegmentID
+    package let from: NodeID
+    package let at: Instant
+}
+
+/// One per process. Everything that decides runs on the thread "cluster"; calls from elsewhere are cheap and never block.
+/// What has to survive a crash is on the copies' disks and in the control plane; this object begins anew.
+package final class ClusterRuntime: Sendable {
+    enum Work: Sendable {
+        case event(TakeoverEvent)
+        case view(ClusterView)
+        case run(@Sendable (inout ClusterDriver) -> Void)
+    }
+
+    package let settings: ClusterRuntimeSettings
+    package let agent: ControlAgent
+    package let replicator: Replicator
+    package let permission = DotPermission()
+    package let transport: PeerTransport
+    package let registration: Registration
+    let time: any TimeSource
+    let logger: Logger
+    let mailbox = ThreadMailbox<Work>(capacity: .max)
+    let takeovers = ThreadMailbox<TakeoverWork>(capacity: .max)
+    let joiners = Mutex<[PeerSessionID: ChunkJoiner]>([:])
+    /// Who last sent outcomes of a segment: told when they are synced.
+    let drainers = Mutex<[SegmentID: NodeID]>([:])
+    let view = Mutex<ClusterView?>(nil)
+    let notices = Mutex<[TakeoverNotice]>([])
+    private let parts = Mutex<ClusterParts?>(nil)
+    private let bound = Mutex(ClusterHandlers())
+    private let threads = Mutex<[DedicatedThread]>([])
+    private let watch = Mutex<(any ControlWatch)?>(nil)
+    let onRestart: @Sendable (ClusterState.RestartReason) -> Void
+
+    /// What blocks for long: reading a segment, removing files.
+    enum TakeoverWork: Sendable {
+        case adopt(Adoption)
+        case release(SegmentID)
+    }
+
+    package init(
+        settings: ClusterRuntimeSettings, plane: any ControlPlane, transport: PeerTransport, time: any TimeSource,
+        logger: Logger, onRestart: @escaping @Sendable (ClusterState.RestartReason) -> Void
+    ) {
+        self.settings = settings
+        self.transport = transport
+        self.time = time
+        self.logger = logger
+        self.onRestart = onRestart
+        let agent = ControlAgent(plane, paths: ClusterPaths(cluster: settings.cluster), me: settings.me)
+        self.agent = agent
+        let mailbox = mailbox
+        self.replicator = Replicator(
+            peers: transport, copies: settings.copies, failureDomain: settings.failureDomain,
+            segmentSize: settings.segmentSize, time: time, logger: logger
+        ) { id, member in
+            mailbox.deliver(CollectionOfOne(.run { $0.parts?.spool.lost(id, on: member) }))
+        }
+        self.registration = Registration(
+            agent: agent,
+            entry: NodeEntry(
+                id: settings.nodeName, incarnation: settings.me.incarnation, disk: settings.disk,
+                address: settings.address, failureDomain: settings.failureDomain, weight: settings.weight,
+                version: settings.version, state: .joining), disk: settings.disk, lease: settings.lease, time: time,
+            logger: logger)
+    }
+
+    // MARK: Life
+
+    package func bind(_ parts: ClusterParts) { self.parts.withLock { $0 = parts } }
+
+    package func handlers(_ change: @Sendable (inout ClusterHandlers) -> Void) { bound.withLock { change(&$0) } }
+
+    var handlers: ClusterHandlers { bound.withLock { $0 } }
+
+    var partsIfBound: ClusterParts? { parts.withLock { $0 } }
+
+    /// Listens for peers, starts the thread, registers in the background. Throws what has to be resolved first.
+    package func start() async throws {
+        try await registration.check()
+        try await transport.start(delegate: self)
+        guard let parts = partsIfBound else { preconditionFailure("bound before it is started") }
+        let made = ClusterDriver(runtime: self, parts: parts)
+        threads.withLock { threads in
+            threads.append(
+                DedicatedThread(name: "cluster") {
+                    var driver = made
+                    self.run(&driver)
+                })
+            threads.append(DedicatedThread(name: "takeover") { self.runTakeovers() })
+        }
+        parts.copies.inventory { self.tell(.started(copies: $0)) }
+        Task {
+            do {
+                try await self.registration.run(
+                    registered: {
+                        self.logger.notice("cluster: registered", metadata: ["node": "\(self.settings.nodeName)"])
+                        self.tell(.registered)
+                    }, lost: { self.tell(.leaseLost) })
+                await self.registration.announce(.serving)
+            } catch {
+                self.logger.critical("cluster: this node cannot register", metadata: ["why": "\(error)"])
+            }
+        }
+        let opened = agent.plane.watch(agent.paths.nodes, after: nil, resync: .seconds(5)) { [mailbox] event in
+            if case .interrupted = event { return }
+            mailbox.deliver(CollectionOfOne(.event(.hint)))
+        }
+        watch.withLock { $0 = opened }
+    }
+
+    /// Leaves: the node's key goes, so that others take over at once. Blocking parts are on their own threads.
+    package func stop(forGood: Bool = false) async {
+        watch.withLock { watch in
+            watch?.cancel()
+            watch = nil
+        }
+        await registration.stop(forGood: forGood)
+        await transport.stop()
+        mailbox.close()
+        takeovers.close()
+        for thread in threads.withLock({ $0 }) { thread.join() }
+        agent.plane.stop()
+    }
+
+    func tell(_ event: TakeoverEvent) { mailbox.deliver(CollectionOfOne(.event(event))) }
+
+    // MARK: Threads
+
+    private func run(_ driver: inout ClusterDriver) {
+        let interval: Int64 = 100_000_000
+        var next = time.now() + TimeSpan(nanoseconds: interval)
+        while true {
+            let wait = max(0, (next - time.now()).nanoseconds)
+            guard let batch = mailbox.take(timeoutNanoseconds: wait) else { return }
+            for work in batch { driver.perform(work) }
+            let now = time.now()
+            if now >= next {
+                next = now + TimeSpan(nanoseconds: interval)
+                driver.tick(at: now)
+            }
+        }
+    }
+
+    private func runTakeovers() {
+        while let batch = takeovers.take(limit: 1) {
+            guard let spool = partsIfBound?.spool else { return }
+            for work in batch {
+                switch work {
+                case .release(let id): tell(.unlinked(id, gone: spool.release(id)))
+                case .adopt(let adoption): adopt(adoption, by: spool)
+                }
+            }
+        }
+    }
+
+    private func adopt(_ adoption: Adoption, by spool: any SegmentDraining) {
+        let key = adoption.key
+        do throws(SpoolError) {
+            let report = try spool.adopt(adoption)
+            logger.notice(
+                "cluster: segment taken over",
+                metadata: [
+                    "segment": "\(SegmentName(key.id))", "epoch": "\(key.drainEpoch)",
+                    "messages": "\(report.messages)", "recipients": "\(report.liveRecipients)",
+                ])
+            tell(.adopted(key.id, epoch: key.drainEpoch, success: true))
+        } catch {
+            logger.error(
+                "cluster: a segment cannot be taken over",
+                metadata: ["segment": "\(SegmentName(key.id))", "why": "\(error)"])
+            tell(.adopted(key.id, epoch: key.drainEpoch, success: false))
+        }
+    }
+}
+
+extension PeerTransport: PeerSending {}
+
+// MARK: News of spool and copies
+
+extension ClusterRuntime: SegmentNews, CopyNews {
+    package func outcomesAdvanced(_ id: SegmentID, epoch: UInt64, end: Int64, synced: Int64) {
+        tell(.outcomesAdvanced(id, epoch: epoch, end: end, synced: synced))
+    }
+
+    package func keyChanged(_ key: SegmentKey) {
+        if key.state != .open { replicator.ended(key.id) }
+        tell(.keyStored(key))
+    }
+
+    package func drained(_ id: SegmentID) { tell(.drained(id)) }
+
+    package func logSynced(_ id: SegmentID, epoch: UInt64, memory: Int64, synced: Int64) {
+        guard let node = drainers.withLock({ $0[id] }) else { return }
+        _ = transport.send(
+            [
+                .recorded(
+                    Recorded(
+                        segment: id, epoch: epoch, memory: memory, synced: synced,
+                        incarnation: settings.me.incarnation))
+            ], to: node)
+    }
+}

@@ -107,7 +107,7 @@ let floor5: [Target] = [
         "BatonCluster",
         [
             "BatonCore", "BatonRuntime", "BatonModel", "BatonPeer", "BatonSpool", "BatonControlPlane", nioCore,
-            nioPosix, logging, metrics,
+            nioPosix, deque, logging, metrics,
         ]),
 ]
 

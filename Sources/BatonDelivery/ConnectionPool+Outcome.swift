@@ -36,7 +36,7 @@ extension ConnectionPool {
                 fallback.append(last(of: recipientEnd))
             }
         }
-        if !results.isEmpty { decide(job, results, peerHasDSN: end.peerHasDSN) }
+        if !results.isEmpty { decide(job, results, peerHasDSN: end.peerHasDSN, keepsPlace: !again.isEmpty) }
         if !end.reusable {
             // MAILMAX is used up: say goodbye. In every other case the session has closed already.
             link.handler.value.leave(within: context.shared.configuration.timeouts.client.quit)
@@ -83,11 +83,19 @@ extension ConnectionPool {
     }
 
     /// Lets the partition decide and hands what is to be made durable to the settler at the end of this turn.
-    func decide(_ job: DeliveryJob, _ results: [(PulledRecipient, AttemptResult)], peerHasDSN: Bool) {
+    /// `keepsPlace`: others of the transaction are sent again, and hold its place of the window.
+    func decide(
+        _ job: DeliveryJob, _ results: [(PulledRecipient, AttemptResult)], peerHasDSN: Bool, keepsPlace: Bool = false
+    ) {
         let now = context.time.now()
         let envelope = job.envelope ?? Self.unread
         let decisions = context.source.decide(
             results.map { ($0.0.handle, $0.1) }, envelope: envelope, at: now)
+        if job.holdsPlace, !keepsPlace {
+            context.dots?.ended(
+                job.message, site: plan.name,
+                outcomes: job.envelope == nil ? 0 : decisions.count(where: \.isRecorded), at: now)
+        }
         var entries: [SettlementEntry] = []
         entries.reserveCapacity(results.count)
         let tally = context.shared
@@ -106,7 +114,7 @@ extension ConnectionPool {
             case .inDoubt(let found):
                 tally.tally.inDoubt += 1
                 reply = found
-            case .returned, .damaged: continue
+            case .returned, .notPermitted, .damaged: continue
             }
             switch decision {
             case .returned, .unknown: continue
@@ -126,4 +134,14 @@ extension ConnectionPool {
     /// Stands in where the envelope was never read; only `returned` and `damaged` are decided with it.
     private static let unread = Envelope(
         id: MessageID(high: 0, low: 0), arrival: .epoch, sender: nil, recipients: [], traits: .empty)
+}
+
+extension RecipientDecision {
+    /// Whether an outcome will be recorded for it.
+    fileprivate var isRecorded: Bool {
+        switch self {
+        case .delivered, .deferred, .inDoubt, .bounced, .expired: true
+        case .returned, .unknown: false
+        }
+    }
 }

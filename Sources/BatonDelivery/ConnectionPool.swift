@@ -17,6 +17,8 @@ struct DeliveryJob {
     var body: StoredBody?
     /// Its part of the loop's `BodyBudget`, for a body that was read back.
     var lease: BodyLease?
+    /// A place of the window is taken for it (PROTOCOL P5).
+    var holdsPlace = false
     var resent = false
     var sessions = 0
     var hostsWithout = 0
@@ -57,6 +59,7 @@ package actor ConnectionPool {
     private var isRunning = false
     private(set) var isDraining = false
     private var pullsBlockedUntil = Instant.epoch
+    private var notPermittedInRow = 0
     private(set) var lastError: SMTPReply?
     /// Whose work may come here, and until when.
     private var destinations = Assignments<Void>()
@@ -309,14 +312,27 @@ package actor ConnectionPool {
             let granted = context.permits.takeMessages(site: plan.name, perSecond: rate, wanted: 1, now: now)
             guard granted > 0 else { return post(.blocked(id, until: now + DeliveryLimits.tick)) }
         }
+        if let dots = context.dots, !dots.reserve(site: plan.name, at: now) {
+            context.shared.windowWaiting.insert(site)
+            return post(.blocked(id, until: now))
+        }
         var recipients = plan.limits.recipientsPerTransaction
         if let most = handler.session.capabilities.recipientsMax { recipients = min(recipients, most) }
         let pulled = context.source.pull(site, transactions: 1, recipients: max(1, recipients))
-        guard let transaction = pulled.first else { return post(.starved(id)) }
-        start(
-            DeliveryJob(
-                message: transaction.message, destination: transaction.destination, recipients: transaction.recipients,
-                envelope: transaction.envelope, body: transaction.body.map { .whole($0) }), on: id)
+        guard let transaction = pulled.first else {
+            context.dots?.ended(StoredMessageRef(segment: 0, record: 0), site: plan.name, outcomes: 0, at: now)
+            return post(.starved(id))
+        }
+        var job = DeliveryJob(
+            message: transaction.message, destination: transaction.destination, recipients: transaction.recipients,
+            envelope: transaction.envelope, body: transaction.body.map { .whole($0) })
+        job.holdsPlace = context.dots != nil
+        start(job, on: id)
+    }
+
+    /// Whether the message's segment may send now (PROTOCOL P1).
+    func mayDot(_ job: DeliveryJob) -> Bool {
+        context.dots?.mayDot(job.message, at: context.time.now()) ?? true
     }
 
     private func start(_ job: DeliveryJob, on id: ConnectionID) {
@@ -324,6 +340,7 @@ package actor ConnectionPool {
             decide(job, job.recipients.map { ($0, .returned) }, peerHasDSN: true)
             return post(.finished(id, reusable: false, trouble: nil, fresh: false, served: false))
         }
+        guard mayDot(job) else { return abandon(id, job, .notPermitted) }
         links[id]?.job = job
         links[id]?.began = false
         if job.envelope != nil, job.body != nil {
@@ -337,12 +354,16 @@ package actor ConnectionPool {
     private func begin(_ id: ConnectionID) {
         guard let link = links[id], let job = link.job, let envelope = job.envelope, let body = job.body else { return }
         let handler = link.handler.value
+        guard mayDot(job) else { return abandon(id, job, .notPermitted) }
+        notPermittedInRow = 0
         links[id]?.began = true
         links[id]?.fresh = handler.session.transactions == 0
         links[id]?.job?.sessions += 1
         context.shared.tally.transactions += 1
+        let (dots, message, time) = (context.dots, job.message, context.time)
         handler.begin(
-            ClientTransaction(envelope: envelope, recipients: job.recipients.map(\.recipient), body: body))
+            ClientTransaction(envelope: envelope, recipients: job.recipients.map(\.recipient), body: body),
+            mayDot: dots.map { dots in { dots.mayDot(message, at: time.now()) } })
     }
 
     func bodyRead(_ id: ConnectionID, _ token: UInt64, _ outcome: BodyReadOutcome) {
@@ -388,6 +409,13 @@ package actor ConnectionPool {
     private func abandon(_ id: ConnectionID, _ job: DeliveryJob, _ result: AttemptResult) {
         links[id]?.job = nil
         decide(job, job.recipients.map { ($0, result) }, peerHasDSN: true)
+        if case .notPermitted = result {
+            notPermittedInRow += 1
+            if notPermittedInRow >= DeliveryLimits.notPermittedInRow {
+                notPermittedInRow = 0
+                pullsBlockedUntil = context.time.now() + DeliveryLimits.permissionPause
+            }
+        }
         if context.time.now() < pullsBlockedUntil {
             post(.blocked(id, until: pullsBlockedUntil))
         } else {

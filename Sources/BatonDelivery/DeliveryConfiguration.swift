@@ -216,6 +216,9 @@ package enum DeliveryLimits {
     package static let mxPlanLife = TimeSpan.minutes(15)
     /// Destinations waiting to be routed; more are held for `poolsFullHold`.
     package static let routesWaiting = 100_000
+    /// Messages in a row whose segments may not send now (PROTOCOL P1), after which a pool rests for `permissionPause`.
+    package static let notPermittedInRow = 64
+    package static let permissionPause = TimeSpan.milliseconds(100)
     /// Granularity of time-outs, pauses and idle connections.
     package static let tick = TimeSpan.milliseconds(500)
     /// How long pulling rests after the spool did not answer a read.

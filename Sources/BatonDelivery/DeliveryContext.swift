@@ -71,6 +71,8 @@ final class DeliveryShared {
     var flushPending = false
     var reads: [UInt64: (pool: ConnectionPool, connection: ConnectionID)] = [:]
     var nextRead: UInt64 = 0
+    /// Pools that found W dots out without a settled outcome (PROTOCOL P5).
+    var windowWaiting: Set<SiteID> = []
     var tally = DeliveryTally()
     let budget = BodyBudget()
     var configuration: DeliveryConfiguration
@@ -92,6 +94,8 @@ final class DeliveryContext: Sendable {
     let settler: any Settling
     let reader: any BodyReading
     let permits: any PermitLeasing
+    /// Nil in a single node.
+    let dots: (any DotPermitting)?
     let connector: any Connecting
     let time: any TimeSource
     let logger: Logger
@@ -102,8 +106,9 @@ final class DeliveryContext: Sendable {
     init(
         home: LoopHome, source: any WorkSource, settler: any Settling, reader: any BodyReading,
         permits: any PermitLeasing, connector: any Connecting, time: any TimeSource, logger: Logger,
-        configuration: DeliveryConfiguration
+        configuration: DeliveryConfiguration, dots: (any DotPermitting)? = nil
     ) {
+        self.dots = dots
         self.home = home
         self.source = source
         self.settler = settler

@@ -27,6 +27,7 @@ final class DeliveryHandler: ChannelInboundHandler {
     private var context: ChannelHandlerContext?
     /// The pool has let go of this connection: nothing is reported any more.
     private var isDetached = false
+    private var mayDot: (() -> Bool)?
     private var awaitsWritable = false
     private var actions = ActionBuffer<ClientAction>()
 
@@ -43,7 +44,11 @@ final class DeliveryHandler: ChannelInboundHandler {
 
     // MARK: The pool's verbs
 
-    func begin(_ transaction: ClientTransaction) { process(.begin(transaction)) }
+    /// `mayDot`: asked before each step until the final dot is out; nil where it always may.
+    func begin(_ transaction: ClientTransaction, mayDot: (() -> Bool)?) {
+        self.mayDot = mayDot
+        process(.begin(transaction))
+    }
     func quit() { process(.quit) }
     func give(_ event: ClientEvent) { process(event) }
 
@@ -101,6 +106,8 @@ final class DeliveryHandler: ChannelInboundHandler {
     /// Performs the session's actions in their order. Writes go out in one flush before the pool is told anything, and the
     /// session tells before it closes: closing makes the channel inactive at once, and what came after that was not heard.
     private func process(_ event: ClientEvent) {
+        // Whatever comes could lead to the final dot: not without a fresh promise (PROTOCOL P1).
+        if let mayDot, session.isBeforeDot, !mayDot() { session.receive(.forbidden, at: time.now(), into: &actions) }
         session.receive(event, at: time.now(), into: &actions)
         if session.deadline < clock.due {
             clock.due = session.deadline

@@ -55,12 +55,12 @@ package actor Dispatcher: WorkSignalling {
     package init(
         loop: any EventLoop, configuration: DeliveryConfiguration, source: any WorkSource, settler: any Settling,
         reader: any BodyReading, planning: any MXPlanning, permits: any PermitLeasing, time: any TimeSource,
-        logger: Logger, seed: UInt64, naming: (any SiteNaming)? = nil
+        logger: Logger, seed: UInt64, naming: (any SiteNaming)? = nil, dots: (any DotPermitting)? = nil
     ) {
         self.init(
             loop: loop, configuration: configuration, source: source, settler: settler, reader: reader,
             planning: planning, permits: permits, time: time, logger: logger, seed: seed, naming: naming,
-            connector: SocketConnector())
+            connector: SocketConnector(), dots: dots)
     }
 
     /// With a transport of the caller's, and fewer pools.
@@ -68,13 +68,13 @@ package actor Dispatcher: WorkSignalling {
         loop: any EventLoop, configuration: DeliveryConfiguration, source: any WorkSource, settler: any Settling,
         reader: any BodyReading, planning: any MXPlanning, permits: any PermitLeasing, time: any TimeSource,
         logger: Logger, seed: UInt64, naming: (any SiteNaming)?, connector: any Connecting,
-        poolsMax: Int = DeliveryLimits.poolsPerLoop
+        poolsMax: Int = DeliveryLimits.poolsPerLoop, dots: (any DotPermitting)? = nil
     ) {
         self.naming = naming
         self.poolsMax = poolsMax
         context = DeliveryContext(
             home: LoopHome(loop), source: source, settler: settler, reader: reader, permits: permits,
-            connector: connector, time: time, logger: logger, configuration: configuration)
+            connector: connector, time: time, logger: logger, configuration: configuration, dots: dots)
         planner = SitePlanner(configuration: configuration, planning: planning)
         random = SplitMix64(seed: seed)
     }
@@ -84,6 +84,17 @@ package actor Dispatcher: WorkSignalling {
     /// Starts the clock for time-outs and pauses.
     package nonisolated func start() {
         onLoop { dispatcher in dispatcher.startTicking() }
+        context.dots?.onRoom { [weak self] in self?.onLoop { $0.roomForDots() } }
+    }
+
+    /// Places of the window are free: whoever waited for one looks again.
+    private func roomForDots() {
+        var waiting: Set<SiteID> = []
+        swap(&waiting, &context.shared.windowWaiting)
+        for site in waiting {
+            let ready = context.source.ready(site)
+            pools[site]?.assumeIsolated { $0.pump(ready: ready) }
+        }
     }
 
     /// A reload: new connections and new plans follow it; assignments in force run out within 15 minutes.

@@ -223,10 +223,17 @@ package protocol BodyReading: Sendable {
 
 // MARK: Permission to send
 
-/// Whether a final dot may go (PROTOCOL P1). Asked at the moment of the dot, at every dot; any thread, never blocks.
+/// Whether final dots may go: fresh promises of the segment's members (PROTOCOL P1), and at most W dots without a settled
+/// outcome (P5). Any thread, never blocks; asked for every transaction. A single node has none.
 package protocol DotPermitting: Sendable {
-    /// Whether all of these messages' segments are drained by this node with fresh promises.
-    func mayDot(_ messages: some Sequence<StoredMessageRef>, at now: Instant) -> Bool
+    /// Takes a place for one transaction of the site; false when W are taken: `woken` tells when there is room again.
+    func reserve(site: [UInt8], at now: Instant) -> Bool
+    /// Whether the message's segment may send now. Asked at the beginning, and again until the dot is out.
+    func mayDot(_ message: StoredMessageRef, at now: Instant) -> Bool
+    /// The transaction is over. Its place is free at once without outcomes, else when so many of them are settled.
+    func ended(_ message: StoredMessageRef, site: [UInt8], outcomes: Int, at now: Instant)
+    /// `wake` is called, on any thread, when places become free after `reserve` has refused one.
+    func onRoom(_ wake: @escaping @Sendable () -> Void)
 }
 
 // MARK: Events

@@ -75,6 +75,8 @@ package enum AttemptResult: Sendable {
     case inDoubt(SMTPReply)
     /// No attempt took place (our own fault, or work given back): ready again, nothing counted.
     case returned
+    /// The message's segment has no permission to send now (PROTOCOL P1): again in a moment, nothing counted.
+    case notPermitted
     /// The stored body is damaged: held out of the queue, alarmed, never sent.
     case damaged
 }

@@ -107,6 +107,9 @@ extension PartitionState {
             setState(job, .free)
             admit(job, at: now, front: true)
             return .returned
+        case .notPermitted:
+            if isHeld(job) { suspend(job, at: now) } else { wait(job, until: now + QueueLimits.permissionPause) }
+            return .returned
         case .damaged:
             noteAttempt(job)
             setState(job, .damaged)

@@ -193,7 +193,10 @@ extension TakeoverState {
     }
 
     private mutating func adopt(_ id: SegmentID, _ key: SegmentKey) {
-        guard drains.values.count(where: { $0.phase == .adopting }) < timing.takeovers else { return }
+        // What cannot be sent yet would only be in the way of other mail.
+        guard let drain = drains[id], now >= drain.notBefore,
+            drains.values.count(where: { $0.phase == .adopting }) < timing.takeovers
+        else { return }
         drains[id]?.phase = .adopting
         actions.append(.adopt(key))
     }

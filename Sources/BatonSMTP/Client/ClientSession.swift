@@ -53,6 +53,8 @@ package struct ClientSession: StateMachine {
     /// Whether `.begin` is allowed.
     package var isReady: Bool { phase == .ready }
     package var isClosed: Bool { phase == .closed }
+    /// Whether a transaction runs whose final dot is not out.
+    package var isBeforeDot: Bool { current != nil && !isPastDot }
     /// Whether the final dot (or the last chunk) of the running transaction is out.
     package var isPastDot: Bool {
         switch phase {
@@ -85,7 +87,7 @@ package struct ClientSession: StateMachine {
         case .bodyDamaged:
             guard current != nil, !isPastDot else { return }
             end(.damaged, reusable: false, into: &actions)
-        case .bodyUnreadable:
+        case .bodyUnreadable, .forbidden:
             guard current != nil, !isPastDot else { return }
             end(.again, reusable: false, into: &actions)
         case .writable:

@@ -51,6 +51,8 @@ package enum ClientEvent: Sendable {
     case bodyDamaged
     /// The stored body cannot be read now.
     case bodyUnreadable
+    /// The permission to send ended: nothing is sent any more, unless the dot is out already.
+    case forbidden
     /// The transport took what was written; asked after every body fragment.
     case writable
     /// Time went on; the shell calls it when `deadline` has passed, late by at most its tick.

@@ -19,6 +19,11 @@ import UnixSignals
 /// Runs a node until it is told to stop. Returns the process's exit code.
 package enum NodeRunner {
     package static func run(configuration: NodeConfiguration) async -> Int32 {
+        // Rather than one copy where two were asked for.
+        if configuration.cluster != nil {
+            printLine("baton: cluster: checked, but this build does not run a cluster yet")
+            return 78
+        }
         let metrics = PrometheusText()
         MetricsSystem.bootstrap(metrics)
         let logger = Logger(label: "baton")
@@ -170,7 +175,7 @@ extension RelayNode {
         let version = BatonVersion.current
         var admin = configuration.admin.address
         if adminPort > 0 { admin.port = adminPort }
-        var line = "baton \(version) serving: node=\(configuration.node.id) copies=1"
+        var line = "baton \(version) serving: node=\(configuration.node.id) copies=\(configuration.copies)"
         line += " smtp=\(listenerAddresses.joined(separator: ",")) admin=\(admin)"
         line += " data=\(configuration.node.dataDirectory)"
         if !configuration.spool.sync { line += " sync=false (mail answered 250 can be lost by a power cut)" }

@@ -9,7 +9,7 @@ extension RelayNode {
     func samples() -> [MetricSample] {
         let stats = spool.stats
         var samples: [MetricSample] = [
-            .gauge("baton_copies", 1),
+            .gauge("baton_copies", Double(configuration.copies)),
             .gauge("baton_spool_sync", stats.syncs ? 1 : 0),
             .gauge("baton_spool_segments", Double(stats.segmentsOpen), [("state", "open")]),
             .gauge("baton_spool_segments", Double(stats.segmentsSealed), [("state", "sealed")]),

@@ -25,7 +25,6 @@ private func problems(_ text: String) -> [String] {
 @Test(arguments: [
     ("limits: { mesage_size: 1MiB }", "b.yaml:1:11: limits: unknown key 'mesage_size', did you mean 'message_size'?"),
     ("nod: {}", "b.yaml:1:1: unknown key 'nod', did you mean 'node'?"),
-    ("cluster: { name: prod }", "b.yaml:1:1: unknown key 'cluster', did you mean 'routes'?"),
     ("delivery:\n  tls: opportunistic", "b.yaml:2:3: delivery: unknown key 'tls', did you mean 'port'?"),
     ("delivery:\n  timeouts: { dott: 5m }", "b.yaml:2:15: delivery.timeouts: unknown key 'dott', did you mean 'dot'?"),
     ("delivery: { port: 0 }", "b.yaml:1:19: delivery.port: 0 is outside 1 to 65535"),

@@ -8,8 +8,11 @@ enum ConfigurationKeys {
     private static let year = TimeSpan.days(365)
     private static let tera = 1 << 40
 
-    /// `node:` to `admin:`, without the lists.
-    static let sections: [ConfigurationKey<NodeConfiguration>] = [
+    /// Every section, without the lists.
+    static let sections = single + cluster
+
+    /// `node:` to `admin:`: what a node on its own has.
+    private static let single: [ConfigurationKey<NodeConfiguration>] = [
         .init("node.id", \.node.id, .nodeID),
         .init("node.hostname", \.node.hostname, .hostname),
         .init("node.data_dir", \.node.dataDirectory, .path),
@@ -122,6 +125,7 @@ enum ConfigurationKeys {
     /// Names on the top level.
     static let top = [
         "node", "listeners", "limits", "dns", "delivery", "sites", "routes", "queue", "spool", "events", "admin",
+        "cluster",
     ]
 
     /// Every key as docs/CONFIGURATION.md lists it: path, kind and default.

@@ -153,6 +153,7 @@ package enum ConfigurationLoader {
         checkListeners(&reader)
         checkSites(&reader)
         checkRoutes(&reader)
+        ClusterChecks.check(&reader, directory: directory, files: files)
         let retry = reader.configuration.queue.retry
         if retry.first > retry.max {
             reader.report(

@@ -42,6 +42,7 @@ struct ConfigurationReader {
             }
             // `dns:` with nothing below is an empty group.
             let empty = value.scalar.map { $0.string.isEmpty } ?? false
+            if name == "cluster" { places[name] = SourcePlace(key.mark) }
             if empty, ConfigurationKeys.top.contains(name) { continue }
             switch name {
             case "listeners": readList(value, name, ConfigurationKeys.listener, \.listeners) { ListenerConfiguration() }
@@ -151,6 +152,10 @@ package enum ConfigurationLimits {
     package static let fileBytes = 16 << 20
     /// Elements of `listeners`, `sites` or `routes`.
     package static let listElements = 10_000
+    /// Members in `cluster.etcd`.
+    package static let etcdEndpoints = 16
+    /// Bytes of a certificate, key or password file.
+    package static let namedFileBytes = 1 << 20
     /// Problems that are printed; the rest is counted.
     package static let problemsShown = 100
 }

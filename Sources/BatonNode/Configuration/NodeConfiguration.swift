@@ -19,6 +19,8 @@ package struct NodeConfiguration: Sendable {
     package var spool = SpoolSection()
     package var events = EventsSection()
     package var admin = AdminSection()
+    /// Nil: a node on its own.
+    package var cluster: ClusterSettings?
 
     /// The file as it was named; nil without one.
     package var file: String?

@@ -41,6 +41,8 @@ package struct Submission: Sendable {
 package enum SubmissionRefusal: Sendable {
     /// Below `spool.min_free`, or ENOSPC (452 4.3.1).
     case diskFull
+    /// Fewer than `min_copies` disks can be had (451 4.3.0).
+    case noCopies
     /// The lane is dead after a failed write or fdatasync, or the result is unknown (451 4.3.0).
     case storageFailed
     /// A bounded queue before the disk is full (451 4.3.2).

@@ -27,6 +27,8 @@ struct Keeper: Sendable {
     let logger: Logger
     let member: EnsembleMember
     let replicator: (any ChunkReplicating)?
+    /// Nil in a single node.
+    let news: (any SegmentNews)?
 
     private var nextIndex: UInt64 = 0
     private var wanted = false
@@ -42,8 +44,9 @@ struct Keeper: Sendable {
     init(
         directory: DataDirectory, configuration: SpoolConfiguration, registry: any SegmentRegistry,
         shared: LaneShared, ledger: SegmentLedger, spares: [String], replicator: (any ChunkReplicating)?,
-        logger: Logger
+        news: (any SegmentNews)?, logger: Logger
     ) {
+        self.news = news
         self.disk = directory.disk
         self.directory = directory
         self.configuration = configuration
@@ -112,15 +115,18 @@ struct Keeper: Sendable {
         return SegmentFile(id: id, handle: handle, file: file, appendEpoch: key.appendEpoch)
     }
 
-    private func register(_ id: SegmentID) throws(SpoolError) -> SegmentKey {
+    private mutating func register(_ id: SegmentID) throws(SpoolError) -> SegmentKey {
         guard let backups = replicator.map({ $0.prepare(id) }) ?? [] else {
             throw SpoolError(.noBackup, "no backup takes a new segment")
         }
+        // Whatever the store says from here on, it may have been stored with these members: another try is another segment.
+        if news != nil { unfinished = nil }
         let key = SegmentKey(
             id: id, ensemble: [member] + backups, appendEpoch: 1, state: .open, drainer: drainer, drainEpoch: 1)
         guard case .committed(let stored?) = try registry.store(key) else {
             throw SpoolError(.registryFailed, "the key of a new segment exists already")
         }
+        news?.keyChanged(stored)
         return stored
     }
 
@@ -171,12 +177,14 @@ struct Keeper: Sendable {
                 state.receive(.sealSent(seal.id), at: .epoch, into: &actions)
             }
             do throws(SpoolError) {
-                if var key = try registry.read(seal.id), key.state == .open {
+                // Whoever took the segment over seals it (PROTOCOL "Takeover" 4).
+                if var key = try registry.read(seal.id), key.state == .open, key.drainer == drainer {
                     key.state = .sealed(at: seal.end)
-                    guard case .committed = try registry.store(key) else {
+                    guard case .committed(let stored) = try registry.store(key) else {
                         left.append(seal)
                         continue
                     }
+                    if let stored { news?.keyChanged(stored) }
                 }
                 sealed(seal.id, seal.handle, seal.file)
             } catch {
@@ -200,6 +208,8 @@ struct Keeper: Sendable {
     /// Finished in the registry, then the files, the key last (PROTOCOL C3).
     mutating func reclaim(_ handle: UInt32, outcomes: borrowing Mutex<OutcomeWriter>, at now: Instant) {
         guard ledger.read(handle, { $0.isDone }) == true, let name = ledger.name(of: handle) else { return }
+        // In a cluster it goes when every member may know it (PROTOCOL C3): `release`.
+        if let news { return news.drained(name.id) }
         do throws(SpoolError) {
             guard var key = try registry.read(name.id) else { return }
             if key.state != .finished {
@@ -218,8 +228,23 @@ struct Keeper: Sendable {
         shared.segmentsReclaimed.add(1, ordering: .relaxed)
     }
 
+    /// A segment of the cluster is finished: its files and its entry go. The key goes later, by its drainer.
+    mutating func release(_ handle: UInt32, outcomes: borrowing Mutex<OutcomeWriter>) throws(SpoolError) {
+        guard let name = ledger.name(of: handle) else { return }
+        try removeFiles(of: name)
+        ledger.remove(handle)
+        outcomes.withLock { $0.forget(handle) }
+        shared.segmentsReclaimed.add(1, ordering: .relaxed)
+    }
+
     mutating func removeFiles(of name: SegmentName) throws(SpoolError) {
         do throws(DiskError) {
+            if news != nil {
+                for file in try disk.list(segmentsPath)
+                where file.hasPrefix("\(name).") && (file.hasSuffix(".out") || file.hasSuffix(".seal")) {
+                    try unlinkIfThere("\(segmentsPath)/\(file)")
+                }
+            }
             try unlinkIfThere("\(segmentsPath)/\(name.outcomeFile)")
             let path = "\(segmentsPath)/\(name.segmentFile)"
             if try keepAsSpare(path) == false { try unlinkIfThere(path) }

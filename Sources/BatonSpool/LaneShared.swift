@@ -70,6 +70,8 @@ final class LaneShared: Sendable {
     let stopping = Atomic<Bool>(true)
     let dead = Atomic<Bool>(false)
     let diskFull = Atomic<Bool>(false)
+    /// There is a segment whose chunks can be acknowledged. Always so in a single node, but on a full disk.
+    let mayAppend = Atomic<Bool>(true)
     let waitingBytes = Atomic<Int>(0)
     let nextStream = Atomic<UInt64>(1)
     let commits = Atomic<UInt64>(0)

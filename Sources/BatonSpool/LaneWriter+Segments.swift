@@ -54,6 +54,7 @@ extension LaneWriter {
             }
         }
         open = next
+        shared.mayAppend.store(true, ordering: .relaxed)
         keeper.deliver(CollectionOfOne(.needSegment))
     }
 

@@ -90,8 +90,11 @@ struct LaneWriter: Sendable {
     private mutating func formChunk(at now: Instant) {
         guard !shared.dead.load(ordering: .relaxed) else { return refuseAll(.storageFailed) }
         if open == nil { roll(at: now) }
-        // A start on a full disk has no segment yet.
-        guard open != nil else { return refuseAll(.diskFull) }
+        // A start on a full disk has no segment yet, nor one without a backup.
+        guard open != nil else {
+            let isFull = replicator == nil || shared.diskFull.load(ordering: .relaxed)
+            return refuseAll(isFull ? .diskFull : .noCopies)
+        }
         leaveIfClosed(at: now)
         builder.begin()
         items.removeAll(keepingCapacity: true)
@@ -230,7 +233,7 @@ struct LaneWriter: Sendable {
         guard segment.offset < SpoolLimits.segmentBytesMax else { return refuseChunk(.overloaded) }
         let (acked, open) = shared.state.withLock { ($0.acked(segment.id), $0.acknowledges(segment.id)) }
         // A backup is gone and there is no next segment yet: the answer could only be "unknown".
-        guard open else { return refuseChunk(.storageFailed) }
+        guard open else { return refuseChunk(replicator == nil ? .storageFailed : .noCopies) }
         let header = builder.finish(
             segment: segment.id, appendEpoch: segment.appendEpoch, offset: segment.offset, ackedOffset: acked,
             number: segment.chunks, firstMessage: segment.messages, previousHeaderCRC: segment.lastHeaderCRC, at: now)

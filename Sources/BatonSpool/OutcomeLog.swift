@@ -16,6 +16,8 @@ struct OutcomeLog: Sendable {
     /// End of what is written.
     private(set) var offset: Int64
     private var buffer = ByteBuffer()
+    /// Everything before it is fdatasync'ed.
+    private(set) var syncedOffset: Int64 = 0
     /// End of the last outcome, written or buffered; marks behind it do not count.
     private(set) var lastOutcomeEnd: Int64
     /// Since when written bytes are not fdatasync'ed.
@@ -40,6 +42,8 @@ struct OutcomeLog: Sendable {
         self.seed = OutcomeFormat.header(id).seed
         self.exists = validEnd > 0
         self.offset = validEnd
+        // Of use in a cluster only, where what is opened was fdatasync'ed a moment ago (`adopt`).
+        self.syncedOffset = validEnd
         self.lastOutcomeEnd = lastOutcomeEnd
         self.marks = marks
         self.writtenMarks = marks
@@ -88,10 +92,22 @@ struct OutcomeLog: Sendable {
             throw error
         }
         dirtySince = nil
+        syncedOffset = offset
     }
 
     /// A syncfs that covered the file has succeeded.
-    mutating func syncedByFileSystem() { if !failed { dirtySince = nil } }
+    mutating func syncedByFileSystem() {
+        guard !failed else { return }
+        dirtySince = nil
+        syncedOffset = offset
+    }
+
+    /// The events of everything in it are recorded anew.
+    mutating func forgetEvents() {
+        marks.receptions = 0
+        marks.outcomeOffset = 0
+        writtenMarks = marks
+    }
 
     mutating func fail() {
         failed = true

@@ -24,6 +24,10 @@ struct OutcomeWriter: Sendable {
     var mirrors: [UInt32: CleaningMirror] = [:]
     /// Drain epoch of each taken-over segment; 1 for our own.
     var epochs: [UInt32: UInt64] = [:]
+    /// Nil in a single node.
+    var news: (any SegmentNews)?
+    /// Outcomes recorded by this process, by segment; only in a cluster.
+    private var taken: [UInt32: Int] = [:]
     private var touched: Set<UInt32> = []
     private var directoryDirty = false
     private var lastCandidates: Set<UInt32> = []
@@ -61,6 +65,10 @@ struct OutcomeWriter: Sendable {
             unknown.increment()
             return
         }
+        if news != nil {
+            taken[place.segment, default: 0] += 1
+            touched.insert(place.segment)
+        }
         let recipient = outcome.job.recipient
         if outcome.verdict.isFinal {
             // A final outcome is final: the first one stands (invariant 7).
@@ -81,6 +89,7 @@ struct OutcomeWriter: Sendable {
         guard let name = ledger.name(of: handle) else { return }
         let (drainer, epoch) = (drainer, epochs[handle] ?? 1)
         let fresh = OutcomeLog(path: "\(directory)/\(name.outcomeFile)", id: name.id)
+        if news != nil, epoch > 1, logs[handle] == nil { return }
         logs[handle, default: fresh].append(entry, drainer: drainer, epoch: epoch)
         touched.insert(handle)
     }
@@ -88,6 +97,8 @@ struct OutcomeWriter: Sendable {
     /// Writes what is buffered; what a full disk refuses stays for the next round.
     mutating func flush(at now: Instant) {
         let disk = disk
+        let written = touched
+        defer { for handle in written { tell(handle) } }
         for handle in touched {
             do throws(DiskError) {
                 if try logs[handle]?.flush(on: disk, at: now) == true { directoryDirty = true }
@@ -97,6 +108,16 @@ struct OutcomeWriter: Sendable {
             }
         }
         closeSurplus()
+    }
+
+    /// It is told how far the log is at the next flush, though nothing was written.
+    mutating func touch(_ handle: UInt32) { if news != nil { touched.insert(handle) } }
+
+    /// How far the log of the present epoch is, for those who hold a copy of it.
+    private func tell(_ handle: UInt32) {
+        guard let news, let log = logs[handle], let name = ledger.name(of: handle), !log.failed else { return }
+        news.outcomesAdvanced(
+            name.id, epoch: epochs[handle] ?? 1, end: log.offset, synced: log.syncedOffset, taken: taken[handle] ?? 0)
     }
 
     private mutating func refused(_ handle: UInt32, _ error: DiskError, at now: Instant) {
@@ -191,7 +212,10 @@ struct OutcomeWriter: Sendable {
                 }
             }
         }
-        for handle in dirty { releasePins(handle) }
+        for handle in dirty {
+            releasePins(handle)
+            tell(handle)
+        }
     }
 
     private mutating func releasePins(_ handle: UInt32) {
@@ -265,6 +289,7 @@ struct OutcomeWriter: Sendable {
         logs[handle]?.close(on: disk)
         logs[handle] = nil
         epochs[handle] = nil
+        taken[handle] = nil
         touched.remove(handle)
     }
 

@@ -15,6 +15,8 @@ struct RecoveredSegment: Sendable {
     /// Messages moved here, by record: void until their source is found finished at its epoch (PROTOCOL C2).
     var moved: [UInt32: MovedFrom] = [:]
     var void: Set<UInt32> = []
+    /// The log that holds all its outcomes.
+    var logPath: String
 }
 
 struct Recovered: Sendable {
@@ -62,6 +64,32 @@ struct Recovery {
         try seal(keys)
         decideMoved(keys)
         result.finished += keys.filter { $0.state == .finished }
+        return result
+    }
+
+    /// In a cluster: nothing but the spare files. Segments are adopted later.
+    mutating func spares() throws(SpoolError) -> Recovered {
+        _ = try listFiles()
+        return result
+    }
+
+    /// One segment of a cluster, whose key names this node; its log of that epoch has been written. Throws where its file cannot
+    /// be read; damage in it is set aside.
+    mutating func adopt(_ key: SegmentKey, logPath: String, eventsMayBeLost: Bool) throws(SpoolError) -> Recovered {
+        let name = SegmentName(key.id)
+        do throws(DiskError) {
+            try disk.close(disk.open("\(path)/\(name.segmentFile)", .read))
+        } catch {
+            throw SpoolError(.notWritable, "the copy of segment \(name) cannot be read", error)
+        }
+        scan(key, hasFile: true, logPath: logPath)
+        if eventsMayBeLost {
+            for index in result.segments.indices {
+                result.segments[index].marks.receptions = 0
+                result.segments[index].marks.outcomeOffset = 0
+            }
+            for handle in result.logs.keys { result.logs[handle]?.forgetEvents() }
+        }
         return result
     }
 
@@ -146,12 +174,12 @@ struct Recovery {
 
     // MARK: Scanning
 
-    private mutating func scan(_ key: SegmentKey, hasFile: Bool) {
+    private mutating func scan(_ key: SegmentKey, hasFile: Bool, logPath: String? = nil) {
         let name = SegmentName(key.id)
         let handle = ledger.add(key.id, sealed: true, at: now)
         result.epochs[handle] = key.drainEpoch
         result.summary.segments += 1
-        let evidence = readLog(key, name, handle)
+        let evidence = readLog(key, name, handle, logPath ?? "\(path)/\(name.outcomeFile)")
         guard hasFile else {
             // A missing file is damage, never emptiness (PROTOCOL A4).
             ledger.update(handle) { $0.damaged = true }
@@ -165,7 +193,8 @@ struct Recovery {
             if case .sealed(let end) = key.state { size = min(size, end) }
             let scanner = SegmentScanner(
                 disk: disk, file: file, id: key.id, size: size, evidence: evidence.evidence)
-            var segment = RecoveredSegment(handle: handle, name: name, chunks: [], marks: evidence.marks)
+            var segment = RecoveredSegment(
+                handle: handle, name: name, chunks: [], marks: evidence.marks, logPath: evidence.path)
             let scan = try scanner.scan { header, block in take(header, block, into: &segment) }
             segment.chunks = scan.chunks
             settle(key, scan, segment, evidence.outcomes)
@@ -176,17 +205,20 @@ struct Recovery {
     }
 
     private struct LogEvidence {
+        var path = ""
         var evidence = AckEvidence()
         var marks = OutcomeMarks()
         var outcomes: [OutcomeRecord] = []
     }
 
-    private mutating func readLog(_ key: SegmentKey, _ name: SegmentName, _ handle: UInt32) -> LogEvidence {
+    private mutating func readLog(
+        _ key: SegmentKey, _ name: SegmentName, _ handle: UInt32, _ logPath: String
+    ) -> LogEvidence {
         var log = LogEvidence()
+        log.path = logPath
         if case .sealed(let end) = key.state { log.evidence.offset = end }
         var lastOutcome: Int64 = 0
         var decisions: [(source: SegmentID, epoch: UInt64, alive: Bool)] = []
-        let logPath = "\(path)/\(name.outcomeFile)"
         do throws(DiskError) {
             let read = try OutcomeLog.read(logPath, segment: key.id, from: disk) { entry, end in
                 switch entry {

@@ -75,8 +75,7 @@ struct RecoveryStream {
             var progress: Progress = [:]
             var fresh: [UInt32: [OutcomeRecord]] = [:]
             do throws(DiskError) {
-                _ = try OutcomeLog.read("\(path)/\(segment.name.outcomeFile)", segment: segment.name.id, from: disk) {
-                    entry, end in
+                _ = try OutcomeLog.read(segment.logPath, segment: segment.name.id, from: disk) { entry, end in
                     guard case .outcome(let record) = entry else { return }
                     progress[record.record, default: [:]][record.recipient, default: RecipientState()].apply(record)
                     if end > segment.marks.outcomeOffset { fresh[record.record, default: []].append(record) }

@@ -30,6 +30,18 @@ package struct SegmentName: Hashable, Sendable, CustomStringConvertible {
     /// In a cluster each drain epoch has a log of its own; the first one's is that of a single node.
     package func outcomeFile(epoch: UInt64) -> String { epoch == 1 ? outcomeFile : "\(self).\(Self.hex(epoch)).out" }
 
+    /// The epoch at which a copy was sealed (PROTOCOL "Takeover" 2).
+    var sealFile: String { "\(self).seal" }
+
+    /// The drain epoch of one of this segment's outcome logs; nil for any other name.
+    func epoch(ofOutcomeFile file: String) -> UInt64? {
+        if file == outcomeFile { return 1 }
+        let stem = "\(self)."
+        guard file.hasPrefix(stem), file.hasSuffix(".out") else { return nil }
+        let digits = file.dropFirst(stem.count).dropLast(4)
+        return digits.utf8.count == 16 ? Self.hexValue(digits) : nil
+    }
+
     package static func hex(_ value: UInt64) -> String {
         let digits = String(value, radix: 16)
         return String(repeating: "0", count: 16 - digits.count) + digits

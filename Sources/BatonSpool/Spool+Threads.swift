@@ -69,13 +69,18 @@ extension Spool {
     private func runKeeper() {
         var last = time.now()
         while true {
-            guard let work = keeperMailbox.take(timeoutNanoseconds: 1_000_000_000) else { return }
+            // A lane without a segment asks for one more often: no mail is taken meanwhile.
+            let interval: Int64 = shared.mayAppend.load(ordering: .relaxed) ? 1_000_000_000 : 250_000_000
+            guard let work = keeperMailbox.take(timeoutNanoseconds: interval) else { return }
             let now = time.now()
             process(work, at: now)
-            if (now - last).nanoseconds >= 1_000_000_000 {
+            if (now - last).nanoseconds >= interval {
                 last = now
                 keeper.withLock { $0.tick(at: now) }
-                stepCleaning(at: now)
+                if cluster == nil { stepCleaning(at: now) }
+            }
+            if !shared.mayAppend.load(ordering: .relaxed), shared.prepared.withLock({ $0 != nil }) {
+                laneMailbox.deliver(CollectionOfOne(.leave))
             }
         }
     }
@@ -205,7 +210,10 @@ extension Spool {
         tickOutcomes(at: now)
         keeper.withLock { $0.tick(at: now) }
         pump()
-        stepCleaning(at: now)
+        if cluster == nil { stepCleaning(at: now) }
+        if !shared.mayAppend.load(ordering: .relaxed), shared.prepared.withLock({ $0 != nil }) {
+            laneMailbox.deliver(CollectionOfOne(.leave))
+        }
         pump()
     }
 

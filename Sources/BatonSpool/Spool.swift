@@ -26,6 +26,8 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
     let logger: Logger
     let onFailure: @Sendable (SpoolFailure) -> Void
     let replicator: (any ChunkReplicating)?
+    /// Nil in a single node.
+    let cluster: SpoolCluster?
     let threading: Threading
     let writer = Mutex<LaneWriter?>(nil)
     let outcomes: Mutex<OutcomeWriter>
@@ -38,7 +40,11 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
     let damagedMessages = Mutex(Set<StoredMessageRef>())
     let writers = Mutex<[DedicatedThread]>([])
     let others = Mutex<[DedicatedThread]>([])
-    private let acknowledger = Mutex<ChunkAcknowledger?>(nil)
+    let acknowledger = Mutex<ChunkAcknowledger?>(nil)
+    /// Whom adopted segments are handed to.
+    let receivers = Mutex<Receivers?>(nil)
+    /// One segment is adopted at a time.
+    let adopting = Mutex(AdoptedSubjects())
     private let recovered: Mutex<Recovered?>
     private let summary: Mutex<RecoverySummary>
     private let stopped = Atomic<Bool>(false)
@@ -49,25 +55,34 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
     package static func open(
         directory: DataDirectory, configuration: SpoolConfiguration, events: any EventRecording, time: any TimeSource,
         logger: Logger, threading: Threading = .dedicated, replicator: (any ChunkReplicating)? = nil,
-        onFailure: @escaping @Sendable (SpoolFailure) -> Void
+        cluster: SpoolCluster? = nil, onFailure: @escaping @Sendable (SpoolFailure) -> Void
     ) throws(SpoolError) -> Spool {
+        if let cluster {
+            for note in directory.notes { logger.error("spool: \(note)") }
+            return try Spool(
+                directory: directory, configuration: configuration, registry: cluster.registry, events: events,
+                time: time, logger: logger, threading: threading, replicator: cluster.replicator, cluster: cluster,
+                onFailure: onFailure, notes: directory.notes)
+        }
         let registry = try LocalSegmentRegistry.open(directory)
         for note in directory.notes { logger.error("spool: \(note)") }
         if registry.wasDamaged { logger.error("spool: the registry was damaged: segments are adopted from the disk") }
         return try Spool(
             directory: directory, configuration: configuration, registry: registry, events: events, time: time,
-            logger: logger, threading: threading, replicator: replicator, onFailure: onFailure,
+            logger: logger, threading: threading, replicator: replicator, cluster: nil, onFailure: onFailure,
             notes: directory.notes + (registry.wasDamaged ? ["registry was damaged"] : []))
     }
 
     private init(
         directory: DataDirectory, configuration: SpoolConfiguration, registry: any SegmentRegistry,
         events: any EventRecording, time: any TimeSource, logger: Logger, threading: Threading,
-        replicator: (any ChunkReplicating)?, onFailure: @escaping @Sendable (SpoolFailure) -> Void, notes: [String]
+        replicator: (any ChunkReplicating)?, cluster: SpoolCluster?,
+        onFailure: @escaping @Sendable (SpoolFailure) -> Void, notes: [String]
     ) throws(SpoolError) {
         var recovery = Recovery(
             directory: directory, registry: registry, ledger: ledger, logger: logger, now: time.now())
-        var found = try recovery.run()
+        // In a cluster every old segment, own ones too, is adopted when its key names this node.
+        var found = cluster == nil ? try recovery.run() : try recovery.spares()
         found.summary.damage = notes + found.summary.damage
         self.directory = directory
         self.configuration = configuration
@@ -78,16 +93,18 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
         self.onFailure = onFailure
         self.threading = threading
         self.replicator = replicator
+        self.cluster = cluster
         var outcomes = OutcomeWriter(
             disk: directory.disk, directory: directory, configuration: configuration, ledger: ledger, events: events,
             logger: logger, onFailure: onFailure)
         outcomes.logs = found.logs
         outcomes.epochs = found.epochs
+        outcomes.news = cluster?.news
         self.outcomes = Mutex(outcomes)
         self.keeper = Mutex(
             Keeper(
                 directory: directory, configuration: configuration, registry: registry, shared: shared, ledger: ledger,
-                spares: found.spares, replicator: replicator, logger: logger))
+                spares: found.spares, replicator: replicator, news: cluster?.news, logger: logger))
         self.manualReader = Mutex(SegmentReader(disk: directory.disk, directory: directory.segmentsPath))
         self.summary = Mutex(found.summary)
         self.recovered = Mutex(found)
@@ -106,6 +123,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
         }
         guard let found else { return }
         let now = time.now()
+        receivers.withLock { $0 = Receivers(jobs: jobs, unreported: unreported) }
         settleMoves(found, at: now)
         var stream = RecoveryStream(
             disk: directory.disk, path: directory.segmentsPath, ledger: ledger, jobs: jobs, unreported: unreported,
@@ -168,7 +186,8 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
                 return .success(try keeper.prepare(at: now))
             } catch {
                 guard let errno = error.underlying?.errno, errno == ENOSPC || errno == EDQUOT else {
-                    return .failure(error)
+                    // A node of a cluster waits for its control plane and its backups; 451 meanwhile.
+                    return cluster == nil ? .failure(error) : .success(nil)
                 }
                 // A full disk still delivers what is queued; the lane opens when there is room.
                 shared.diskFull.store(true, ordering: .relaxed)
@@ -182,6 +201,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
             member: EnsembleMember(node: directory.identity.node, diskID: directory.identity.diskID),
             keeper: keeperMailbox, logger: logger, onFailure: onFailure)
         lane.open = try result.get()
+        if cluster != nil { shared.mayAppend.store(lane.open != nil, ordering: .relaxed) }
         self.acknowledger.withLock { $0 = acknowledger }
         let made = lane
         writer.withLock { $0 = made }
@@ -269,6 +289,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
     package var admission: StorageAdmission {
         if let refusal = closed { return .refused(refusal) }
         if shared.diskFull.load(ordering: .relaxed) || events.isFull { return .refused(.diskFull) }
+        if !shared.mayAppend.load(ordering: .relaxed) { return .refused(.noCopies) }
         if shared.waitingBytes.load(ordering: .relaxed) >= SpoolLimits.waitingBytes { return .refused(.overloaded) }
         return .open
     }
@@ -281,6 +302,12 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
 
     package func lost(_ segment: SegmentID, on member: EnsembleMember) {
         acknowledger.withLock { $0 }?.report([.lost(segment, member)], at: time.now())
+        leave()
+    }
+
+    /// The writer looks for a segment that can be acknowledged; until it has one no mail is taken.
+    func leave() {
+        if cluster != nil, shared.prepared.withLock({ $0 == nil }) { shared.mayAppend.store(false, ordering: .relaxed) }
         laneMailbox.deliver(CollectionOfOne(.leave))
     }
 

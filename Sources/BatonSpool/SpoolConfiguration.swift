@@ -79,6 +79,8 @@ package enum SpoolLimits {
     package static let bodyBlockBytes = 16 * ByteCount.mebi
     /// Fragments of one message: 4 GiB of body.
     package static let fragmentsPerMessage = 16_384
+    /// Messages of which reports were found in adopted segments; the oldest are forgotten.
+    package static let adoptedSubjects = 100_000
     /// Segments that a registry file may name.
     package static let registrySegments = 1_000_000
 }

@@ -24,6 +24,7 @@ private func word(_ step: RecipientStep) -> String {
         case .permanent(let reply): "permanent \(reply.effectiveStatus)"
         case .inDoubt: "inDoubt"
         case .returned: "returned"
+        case .notPermitted: "notPermitted"
         case .damaged: "damaged"
         }
     }

@@ -147,6 +147,9 @@ final class FakeSource: WorkSource {
             case .returned:
                 results.add("returned")
                 return .returned
+            case .notPermitted:
+                results.add("notPermitted")
+                return .returned
             case .damaged:
                 results.add("damaged")
                 return .unknown

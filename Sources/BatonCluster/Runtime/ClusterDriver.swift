@@ -4,6 +4,7 @@ import BatonModel
 import BatonPeer
 import BatonRuntime
 import BatonSpool
+import DequeModule
 import NIOCore
 import Synchronization
 
@@ -57,6 +58,7 @@ struct ClusterDriver: Sendable {
     /// Outcome entries of other members, for the takeover of the segment at that epoch.
     private var gathered: [SegmentID: (epoch: UInt64, entries: [ByteBuffer])] = [:]
     private var permits: [SegmentID: Instant] = [:]
+    private var marks: [SegmentID: Marks] = [:]
     private var logs: [SegmentID: (epoch: UInt64, file: OutcomeFile)] = [:]
     private var number: UInt64 = 0
 
@@ -87,6 +89,7 @@ struct ClusterDriver: Sendable {
     mutating func tick(at now: Instant) {
         receive(.tick)
         runtime.replicator.tick(at: now)
+        runtime.permission.tick(at: now)
         for (id, until) in permits { permit(id, until) }
         for (request, run) in fetches where now - run.askedAt > DriverLimits.fetchDeadline {
             fetches[request] = nil
@@ -155,7 +158,7 @@ struct ClusterDriver: Sendable {
             permit(id, until)
         case .sendOutcomes(let id, let epoch, let member, let from, let upTo):
             sendOutcomes(id, epoch, to: member, from: from, upTo: upTo)
-        case .settled: break
+        case .settled(let id, let epoch, let upTo): settled(id, epoch, upTo)
         case .copy(let key, let joiner):
             guard let length = key.sealedAt else { return }
             copies[key.id] = CopyRun(key: key, joiner: joiner, length: length)
@@ -235,10 +238,11 @@ struct ClusterDriver: Sendable {
     private mutating func release(_ id: SegmentID) {
         logs[id] = nil
         permits[id] = nil
+        marks[id] = nil
         gathered[id] = nil
         guard let parts else { return }
         if let handle = parts.handle(id) {
-            runtime.permission.permit(handle, until: nil)
+            runtime.permission.forget(handle)
             runtime.takeovers.deliver(CollectionOfOne(.release(id)))
             return
         }
@@ -255,6 +259,33 @@ struct ClusterDriver: Sendable {
     }
 
     // MARK: Outcomes
+
+    /// Where the log of a segment stood when so many outcomes had been recorded; the ones that are not settled yet.
+    struct Marks: Sendable {
+        var epoch: UInt64
+        var waiting = Deque<(end: Int64, taken: Int)>()
+        /// Outcomes that the window was told of.
+        var told = 0
+    }
+
+    mutating func outcomesAdvanced(_ id: SegmentID, _ epoch: UInt64, end: Int64, synced: Int64, taken: Int) {
+        if marks[id]?.epoch != epoch { marks[id] = Marks(epoch: epoch) }
+        if taken > marks[id]?.waiting.last?.taken ?? marks[id]?.told ?? 0 { marks[id]?.waiting.append((end, taken)) }
+        receive(.outcomesAdvanced(id, epoch: epoch, end: end, synced: synced))
+        settled(id, epoch, state.drains[id]?.settledSaid ?? 0)
+    }
+
+    /// P3: places of the window whose outcomes are settled are free.
+    private mutating func settled(_ id: SegmentID, _ epoch: UInt64, _ upTo: Int64) {
+        guard var mark = marks[id], mark.epoch == epoch, let handle = parts?.handle(id) else { return }
+        let before = mark.told
+        while let first = mark.waiting.first, first.end <= upTo {
+            mark.told = first.taken
+            mark.waiting.removeFirst()
+        }
+        marks[id] = mark
+        if mark.told > before { runtime.permission.settled(handle, outcomes: mark.told - before) }
+    }
 
     private mutating func sendOutcomes(
         _ id: SegmentID, _ epoch: UInt64, to member: EnsembleMember, from: Int64, upTo: Int64

@@ -233,7 +233,11 @@ package final class ClusterRuntime: Sendable {
             guard let spool = partsIfBound?.spool else { return }
             for work in batch {
                 switch work {
-                case .release(let id): tell(.unlinked(id, gone: spool.release(id)))
+                case .release(let id):
+                    let gone = spool.release(id)
+                    // The copies' thread lets go of what it had open of it.
+                    if gone { partsIfBound?.copies.unlink(id) { _ in } }
+                    tell(.unlinked(id, gone: gone))
                 case .adopt(let adoption): adopt(adoption, by: spool)
                 }
             }
@@ -265,8 +269,9 @@ extension PeerTransport: PeerSending {}
 // MARK: News of spool and copies
 
 extension ClusterRuntime: SegmentNews, CopyNews {
-    package func outcomesAdvanced(_ id: SegmentID, epoch: UInt64, end: Int64, synced: Int64) {
-        tell(.outcomesAdvanced(id, epoch: epoch, end: end, synced: synced))
+    package func outcomesAdvanced(_ id: SegmentID, epoch: UInt64, end: Int64, synced: Int64, taken: Int) {
+        mailbox.deliver(
+            CollectionOfOne(.run { $0.outcomesAdvanced(id, epoch, end: end, synced: synced, taken: taken) }))
     }
 
     package func keyChanged(_ key: SegmentKey) {

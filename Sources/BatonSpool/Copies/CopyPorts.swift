@@ -151,7 +151,8 @@ package struct AdoptionReport: Hashable, Sendable {
 /// What the cluster hears from the spool about segments that this node drains. Any thread of the spool; must not block.
 package protocol SegmentNews: AnyObject, Sendable {
     /// The outcome log of the segment's present epoch has grown in memory and file to `end`, and is fdatasync'ed to `synced`.
-    func outcomesAdvanced(_ id: SegmentID, epoch: UInt64, end: Int64, synced: Int64)
+    /// `taken`: outcomes recorded for the segment by this process so far, those that said nothing new included.
+    func outcomesAdvanced(_ id: SegmentID, epoch: UInt64, end: Int64, synced: Int64, taken: Int)
     /// Registered by this node's keeper, or sealed by it: the key as committed.
     func keyChanged(_ key: SegmentKey)
     /// No recipient is open, all outcomes are fdatasync'ed here and all events synced: it may be finished (PROTOCOL C3).

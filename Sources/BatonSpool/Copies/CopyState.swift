@@ -1,0 +1,101 @@
+// One copy of a segment as its keeper decides about it: fence, prefix, outcome logs by epoch. Pure.
+import BatonCore
+import BatonModel
+
+/// The backup's rules (PROTOCOL "Append and seal", P4, "Takeover" 2). Knows offsets only; its shell is `CopyStore`.
+struct CopyState: Hashable, Sendable {
+    /// End of the valid prefix, and how much of it is fdatasync'ed.
+    private(set) var end: Int64
+    private(set) var synced: Int64
+    /// Something stands behind the prefix that is not valid: a copy alone cannot tell what stood there (T1).
+    private(set) var tailInvalid: Bool
+    /// Epochs below it are refused. It binds from the request on, before it is on the disk.
+    private(set) var fence: UInt64
+    private(set) var logs: [UInt64: Log] = [:]
+    /// A write or fdatasync failed: nothing more is taken (never retried).
+    private(set) var failed = false
+
+    struct Log: Hashable, Sendable {
+        var memory: Int64 = 0
+        var synced: Int64 = 0
+    }
+
+    init(end: Int64, tailInvalid: Bool, fence: UInt64) {
+        self.end = end
+        self.synced = end
+        self.tailInvalid = tailInvalid
+        self.fence = fence
+    }
+
+    enum Append: Hashable, Sendable {
+        case write
+        /// It is there: durable once everything before its end is synced.
+        case repeated
+        case sealed(UInt64)
+        /// A hole before it, an invalid tail, or a chunk that overlaps what is here.
+        case ignore
+        case failed
+    }
+
+    /// The writer's epoch is the lowest there is: any seal refuses it.
+    func decide(append offset: Int64, end chunkEnd: Int64) -> Append {
+        if fence > 0 { return .sealed(fence) }
+        if failed { return .failed }
+        if chunkEnd <= end { return .repeated }
+        // The prefix rule: nothing is durable behind a hole, nor behind what cannot be read.
+        return offset == end && !tailInvalid ? .write : .ignore
+    }
+
+    mutating func wrote(to newEnd: Int64) { end = max(end, newEnd) }
+
+    mutating func synced(to newEnd: Int64) { synced = max(synced, min(newEnd, end)) }
+
+    mutating func fail() { failed = true }
+
+    /// False when a higher epoch has sealed it.
+    mutating func seal(at epoch: UInt64) -> Bool {
+        guard epoch >= fence else { return false }
+        fence = epoch
+        return true
+    }
+
+    /// Found again on the disk, after a seal or a repair.
+    mutating func rescanned(end: Int64, tailInvalid: Bool) {
+        self.end = end
+        self.synced = end
+        self.tailInvalid = tailInvalid
+    }
+
+    // MARK: Outcomes
+
+    enum Record: Hashable, Sendable {
+        /// Octets from this many on are new.
+        case write(skipping: Int)
+        case sealed(UInt64)
+        case gap
+        case failed
+    }
+
+    func decide(record epoch: UInt64, from offset: Int64, count: Int) -> Record {
+        // Whoever was taken over writes no outcomes here any more.
+        let newest = logs.keys.max() ?? 0
+        if epoch < max(fence, newest) { return .sealed(max(fence, newest)) }
+        if failed { return .failed }
+        let memory = logs[epoch]?.memory ?? 0
+        guard offset <= memory else { return .gap }
+        return .write(skipping: Int(clamping: min(memory - offset, Int64(count))))
+    }
+
+    mutating func recorded(_ epoch: UInt64, to end: Int64) {
+        logs[epoch, default: Log()].memory = max(log(epoch).memory, end)
+    }
+
+    mutating func recordsSynced(_ epoch: UInt64, to end: Int64) {
+        logs[epoch, default: Log()].synced = max(log(epoch).synced, end)
+    }
+
+    /// A log that was found on the disk, and has been fdatasync'ed since.
+    mutating func found(_ epoch: UInt64, length: Int64) { logs[epoch] = Log(memory: length, synced: length) }
+
+    func log(_ epoch: UInt64) -> Log { logs[epoch] ?? Log() }
+}

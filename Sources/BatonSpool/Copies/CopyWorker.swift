@@ -1,0 +1,447 @@
+// The work of the copies' thread, as a value behind one mutex.
+import BatonCore
+import BatonModel
+import BatonRuntime
+import Glibc
+import Logging
+import Metrics
+import NIOCore
+
+/// Chunks of one batch are written one by one and synced once per segment, then answered. Nothing is called durable, created or
+/// sealed before its fdatasync has returned.
+struct CopyWorker: Sendable {
+    struct Copy: Sendable {
+        var state: CopyState
+        var file: DiskFile?
+        var logs: [UInt64: DiskFile] = [:]
+        var usedAt: Instant
+        /// Since when outcomes are not synced, by epoch.
+        var dirty: [UInt64: Instant] = [:]
+        /// The name of a log is not synced.
+        var namesDirty = false
+    }
+
+    let disk: any Disk
+    let root: String
+    let directory: String
+    let configuration: SpoolConfiguration
+    let news: any CopyNews
+    let logger: Logger
+    private var copies: [SegmentID: Copy] = [:]
+    private let chunks = Counter(label: "baton_copy_chunks_total")
+    private let octets = Counter(label: "baton_copy_written_bytes_total")
+    private let refused = Counter(label: "baton_copy_refused_total")
+
+    init(
+        disk: any Disk, root: String, directory: String, configuration: SpoolConfiguration, news: any CopyNews,
+        logger: Logger
+    ) {
+        self.disk = disk
+        self.root = root
+        self.directory = directory
+        self.configuration = configuration
+        self.news = news
+        self.logger = logger
+    }
+
+    private func files(_ id: SegmentID) -> SegmentFiles {
+        SegmentFiles(disk: disk, directory: directory, name: SegmentName(id))
+    }
+
+    // MARK: A batch
+
+    private typealias Answer = (id: SegmentID, end: Int64, done: @Sendable (CopyAppend) -> Void)
+
+    mutating func process(_ batch: [CopyStore.Work], at now: Instant) {
+        var answers: [Answer] = []
+        for work in batch {
+            switch work {
+            case .append(let id, let offset, let chunk, let done): append(id, offset, chunk, done, &answers, at: now)
+            case .create(let id, let reserve, let done): done(create(id, reserve: reserve, at: now))
+            case .record(let id, let epoch, let offset, let bytes, let done):
+                done(record(id, epoch, offset, bytes, at: now))
+            case .seal(let id, let epoch, let done):
+                // What was appended before it is in it.
+                sync(&answers)
+                done(seal(id, epoch, at: now))
+            case .read(let id, let content, let offset, let most, let done):
+                done(read(id, content, offset, most, at: now))
+            case .restore(let id, let offset, let bytes, let done): done(restore(id, offset, bytes, at: now))
+            case .unlink(let id, let done): done(unlink(id))
+            case .inventory(let done): done(inventory())
+            }
+        }
+        sync(&answers)
+        closeSurplus()
+    }
+
+    // MARK: Opening
+
+    /// The copy, opened and scanned if it lies here; nil where there is no file.
+    private mutating func open(_ id: SegmentID, at now: Instant) throws(DiskError) -> Copy? {
+        if var known = copies[id] {
+            known.usedAt = now
+            if known.file == nil, !known.state.failed { known.file = try disk.open(files(id).segmentPath, .readWrite) }
+            copies[id] = known
+            return known
+        }
+        let files = files(id)
+        let file: DiskFile
+        do throws(DiskError) {
+            file = try disk.open(files.segmentPath, .readWrite)
+        } catch {
+            guard error.errno == ENOENT else { throw error }
+            return nil
+        }
+        do throws(DiskError) {
+            let scan = try scan(id, file)
+            // What the page cache gave back is not durable yet.
+            try disk.sync(file)
+            var copy = Copy(
+                state: CopyState(end: scan.end, tailInvalid: scan.tailInvalid, fence: files.sealEpoch()), file: file,
+                usedAt: now)
+            for epoch in try files.logEpochs() {
+                let log = try disk.open(files.logPath(epoch: epoch), .readWrite)
+                copy.logs[epoch] = log
+                let read = try OutcomeLog.read(files.logPath(epoch: epoch), segment: id, from: disk) { _, _ in }
+                try disk.sync(log)
+                copy.state.found(epoch, length: read.validEnd)
+            }
+            copies[id] = copy
+            return copy
+        } catch {
+            try? disk.close(file)
+            throw error
+        }
+    }
+
+    private func scan(_ id: SegmentID, _ file: DiskFile) throws(DiskError) -> (end: Int64, tailInvalid: Bool) {
+        let size = try disk.size(file)
+        let scanner = SegmentScanner(disk: disk, file: file, id: id, size: size, evidence: AckEvidence())
+        let scan = try scanner.scan { _, _ in true }
+        let prefix = scan.damage.first.map { min($0.from, scan.end) } ?? scan.end
+        return (prefix, !scan.damage.isEmpty || scan.tornBytes > 0 || scan.unreadableEnd)
+    }
+
+    private mutating func closeSurplus() {
+        let opened = copies.filter { $0.value.file != nil }
+        guard opened.count > CopyLimits.openCopies else { return }
+        let old = opened.sorted { $0.value.usedAt < $1.value.usedAt }.prefix(opened.count - CopyLimits.openCopies)
+        for (id, copy) in old where copy.dirty.isEmpty {
+            if let file = copy.file { try? disk.close(file) }
+            for log in copy.logs.values { try? disk.close(log) }
+            copies[id]?.file = nil
+            copies[id]?.logs = [:]
+        }
+    }
+
+    // MARK: The backup's verbs
+
+    private mutating func create(_ id: SegmentID, reserve: Int64, at now: Instant) -> CopyCreation {
+        let files = files(id)
+        do throws(DiskError) {
+            if let space = try? disk.space(root), space.free < configuration.minFree / 2 { return .noRoom }
+            if let there = try open(id, at: now) {
+                return there.state.end == 0 && !there.state.tailInvalid && there.state.fence == 0 ? .created : .refused
+            }
+            guard files.sealEpoch() == 0 else { return .refused }
+            let file = try disk.open(files.segmentPath, .create)
+            do throws(DiskError) {
+                try disk.allocate(file, length: min(max(0, reserve), SpoolLimits.segmentBytesMax))
+                try disk.sync(file)
+                try disk.syncDirectory(directory)
+            } catch {
+                try? disk.close(file)
+                try? disk.unlink(files.segmentPath)
+                throw error
+            }
+            copies[id] = Copy(state: CopyState(end: 0, tailInvalid: false, fence: 0), file: file, usedAt: now)
+            return .created
+        } catch {
+            logger.error(
+                "copies: no file for a segment", metadata: ["segment": "\(files.name)", "errno": "\(error.errno)"])
+            return error.errno == DiskError.noSpace || error.errno == DiskError.quota ? .noRoom : .failed
+        }
+    }
+
+    private mutating func append(
+        _ id: SegmentID, _ offset: Int64, _ chunk: ByteBuffer, _ done: @escaping @Sendable (CopyAppend) -> Void,
+        _ answers: inout [Answer], at now: Instant
+    ) {
+        let end = offset.addingReportingOverflow(Int64(chunk.readableBytes))
+        do throws(DiskError) {
+            guard !end.overflow, let copy = try open(id, at: now), let file = copy.file else {
+                refused.increment()
+                return done(.ignored)
+            }
+            switch copy.state.decide(append: offset, end: end.partialValue) {
+            case .sealed(let epoch): return done(.sealed(epoch: epoch))
+            case .failed: return done(.failed(upTo: copy.state.synced))
+            case .ignore: return done(.ignored)
+            case .repeated: answers.append((id, copy.state.end, done))
+            case .write:
+                // A backup never stores what is no chunk of this segment at this place.
+                guard Self.isChunk(chunk, of: id, at: offset) else {
+                    refused.increment()
+                    logger.error("copies: not a chunk of its segment", metadata: ["segment": "\(SegmentName(id))"])
+                    return done(.ignored)
+                }
+                try chunk.writeAll(to: file, at: offset, on: disk)
+                copies[id]?.state.wrote(to: end.partialValue)
+                chunks.increment()
+                octets.increment(by: chunk.readableBytes)
+                answers.append((id, end.partialValue, done))
+            }
+        } catch {
+            let synced = copies[id]?.state.synced ?? 0
+            if error.errno == DiskError.noSpace || error.errno == DiskError.quota {
+                // What stands behind the end is no chunk: its header's CRC covers lengths, and the whole was never complete.
+                return done(.noRoom(upTo: synced))
+            }
+            fail(id, error)
+            done(.failed(upTo: synced))
+        }
+    }
+
+    /// Header and both blocks have their checksums, and say that they belong here.
+    static func isChunk(_ chunk: ByteBuffer, of id: SegmentID, at offset: Int64) -> Bool {
+        guard let (header, _) = ChunkHeader.parse(chunk), header.segment == id, header.offset == offset,
+            header.end - offset == Int64(chunk.readableBytes), header.contentLength <= chunk.readableBytes
+        else { return false }
+        let envelopes = chunk.readerIndex + ChunkHeader.length
+        return chunk.crc32c(at: envelopes, length: Int(header.envelopeLength)) == header.envelopeCRC
+            && chunk.crc32c(at: envelopes + Int(header.envelopeLength), length: Int(header.bodyLength))
+                == header.bodyCRC
+    }
+
+    /// One fdatasync for each segment that was written to, then the answers.
+    private mutating func sync(_ answers: inout [Answer]) {
+        guard !answers.isEmpty else { return }
+        for id in Set(answers.map(\.id)) {
+            guard let copy = copies[id], copy.state.synced < copy.state.end, !copy.state.failed, let file = copy.file
+            else { continue }
+            do throws(DiskError) {
+                if configuration.sync { try disk.sync(file) }
+                copies[id]?.state.synced(to: copy.state.end)
+            } catch {
+                fail(id, error)
+            }
+        }
+        for answer in answers {
+            let copy = copies[answer.id]
+            let synced = copy?.state.synced ?? 0
+            if copy?.state.failed == true {
+                answer.done(.failed(upTo: synced))
+            } else if synced >= answer.end {
+                answer.done(.durable(upTo: synced))
+            } else {
+                answer.done(.ignored)
+            }
+        }
+        answers.removeAll()
+    }
+
+    private mutating func fail(_ id: SegmentID, _ error: DiskError) {
+        copies[id]?.state.fail()
+        logger.critical(
+            "copies: the disk failed; this copy takes nothing more",
+            metadata: ["segment": "\(SegmentName(id))", "call": "\(error.call)", "errno": "\(error.errno)"])
+    }
+
+    // MARK: Outcomes
+
+    private mutating func record(
+        _ id: SegmentID, _ epoch: UInt64, _ offset: Int64, _ bytes: ByteBuffer, at now: Instant
+    ) -> CopyLog {
+        do throws(DiskError) {
+            guard let copy = try open(id, at: now) else { return .missing }
+            switch copy.state.decide(record: epoch, from: offset, count: bytes.readableBytes) {
+            case .sealed(let higher): return .sealed(epoch: higher)
+            case .failed: return .failed
+            case .gap: return .gap(memory: copy.state.log(epoch).memory, synced: copy.state.log(epoch).synced)
+            case .write(let skip):
+                var fresh = bytes
+                fresh.moveReaderIndex(forwardBy: skip)
+                if fresh.readableBytes > 0 {
+                    let log = try openLog(id, epoch)
+                    let at = copy.state.log(epoch).memory
+                    try fresh.writeAll(to: log, at: at, on: disk)
+                    copies[id]?.state.recorded(epoch, to: at + Int64(fresh.readableBytes))
+                    if copies[id]?.dirty[epoch] == nil { copies[id]?.dirty[epoch] = now }
+                }
+                let log = copies[id]?.state.log(epoch) ?? CopyState.Log()
+                return .recorded(memory: log.memory, synced: log.synced)
+            }
+        } catch {
+            if error.errno != DiskError.noSpace, error.errno != DiskError.quota { fail(id, error) }
+            return .failed
+        }
+    }
+
+    private mutating func openLog(_ id: SegmentID, _ epoch: UInt64) throws(DiskError) -> DiskFile {
+        if let file = copies[id]?.logs[epoch] { return file }
+        let path = files(id).logPath(epoch: epoch)
+        let file: DiskFile
+        do throws(DiskError) {
+            file = try disk.open(path, .create)
+            copies[id]?.namesDirty = true
+        } catch {
+            guard error.errno == EEXIST else { throw error }
+            file = try disk.open(path, .readWrite)
+        }
+        copies[id]?.logs[epoch] = file
+        return file
+    }
+
+    /// Outcome logs are synced; nobody waits for it.
+    mutating func tick(at now: Instant) {
+        let dirty = copies.filter { !$0.value.dirty.isEmpty && !$0.value.state.failed }
+        guard !dirty.isEmpty else { return }
+        do throws(DiskError) {
+            if dirty.contains(where: { $0.value.namesDirty }) { try disk.syncDirectory(directory) }
+            let count = dirty.reduce(0) { $0 + $1.value.dirty.count }
+            if count > SpoolLimits.dirtyOutcomeFiles, let file = dirty.first?.value.logs.values.first {
+                try disk.syncFileSystem(file)
+            } else {
+                for copy in dirty.values {
+                    for epoch in copy.dirty.keys { if let file = copy.logs[epoch] { try disk.sync(file) } }
+                }
+            }
+        } catch {
+            for id in dirty.keys { fail(id, error) }
+            return
+        }
+        for (id, copy) in dirty {
+            copies[id]?.namesDirty = false
+            copies[id]?.dirty = [:]
+            for epoch in copy.dirty.keys {
+                let end = copy.state.log(epoch).memory
+                copies[id]?.state.recordsSynced(epoch, to: end)
+                news.logSynced(id, epoch: epoch, memory: end, synced: end)
+            }
+        }
+    }
+
+    mutating func finish(at now: Instant) {
+        tick(at: now)
+        for copy in copies.values {
+            if let file = copy.file { try? disk.close(file) }
+            for log in copy.logs.values { try? disk.close(log) }
+        }
+        copies = [:]
+    }
+
+    // MARK: Takeover
+
+    private mutating func seal(_ id: SegmentID, _ epoch: UInt64, at now: Instant) -> CopySeal {
+        let files = files(id)
+        do throws(DiskError) {
+            guard let copy = try open(id, at: now), let file = copy.file else { return .missing }
+            var state = copy.state
+            guard state.seal(at: epoch) else { return .superseded(epoch: state.fence) }
+            let isNew = copy.state.fence < epoch
+            copies[id]?.state = state
+            try disk.sync(file)
+            if isNew { try files.seal(at: epoch) }
+            // Everything in the file, a chunk that nobody confirmed included.
+            let found = try scan(id, file)
+            copies[id]?.state.rescanned(end: found.end, tailInvalid: found.tailInvalid)
+            let entries = try files.entries()
+            return .sealed(
+                CopyReport(
+                    end: found.end, tailInvalid: found.tailInvalid, outcomeOctets: Int64(entries.readableBytes)))
+        } catch {
+            fail(id, error)
+            return .failed
+        }
+    }
+
+    private mutating func read(
+        _ id: SegmentID, _ content: CopyContent, _ offset: Int64, _ most: Int, at now: Instant
+    ) -> CopyRead {
+        guard offset >= 0, most > 0 else { return .failed }
+        let files = files(id)
+        do throws(DiskError) {
+            switch content {
+            case .chunks:
+                guard let copy = try open(id, at: now), let file = copy.file else { return .missing }
+                // A file that the lane writes grows behind our back: what stands there now counts.
+                var end = copy.state.end
+                if offset >= end {
+                    let found = try scan(id, file)
+                    end = found.end
+                    copies[id]?.state.rescanned(end: found.end, tailInvalid: found.tailInvalid)
+                }
+                let count = Int(min(Int64(most), max(0, end - offset)))
+                let bytes = try DiskRead.upTo(count, of: file, at: offset, from: disk)
+                return .octets(bytes, last: offset + Int64(bytes.readableBytes) >= end)
+            case .outcomeEntries:
+                let entries = try files.entries()
+                guard entries.readableBytes <= CopyLimits.entryOctets else { return .failed }
+                return Self.slice(entries, offset, most)
+            case .outcomeLog(let epoch):
+                let file = try disk.open(files.logPath(epoch: epoch), .read)
+                defer { try? disk.close(file) }
+                let size = try disk.size(file)
+                let count = Int(min(Int64(most), max(0, size - offset)))
+                let bytes = try DiskRead.upTo(count, of: file, at: offset, from: disk)
+                return .octets(bytes, last: offset + Int64(bytes.readableBytes) >= size)
+            }
+        } catch {
+            return error.errno == ENOENT ? .missing : .failed
+        }
+    }
+
+    private static func slice(_ buffer: ByteBuffer, _ offset: Int64, _ most: Int) -> CopyRead {
+        let start = Int(min(offset, Int64(buffer.readableBytes)))
+        let count = min(most, buffer.readableBytes - start)
+        guard let piece = buffer.getSlice(at: buffer.readerIndex + start, length: count) else { return .failed }
+        return .octets(piece, last: start + count >= buffer.readableBytes)
+    }
+
+    private mutating func restore(_ id: SegmentID, _ offset: Int64, _ bytes: ByteBuffer, at now: Instant) -> Bool {
+        guard offset >= 0, offset <= SpoolLimits.segmentBytesMax else { return false }
+        let files = files(id)
+        do throws(DiskError) {
+            if try open(id, at: now) == nil {
+                let file = try disk.open(files.segmentPath, .create)
+                copies[id] = Copy(
+                    state: CopyState(end: 0, tailInvalid: false, fence: files.sealEpoch()), file: file, usedAt: now)
+                try disk.syncDirectory(directory)
+            }
+            guard let file = copies[id]?.file, copies[id]?.state.failed == false else { return false }
+            try bytes.writeAll(to: file, at: offset, on: disk)
+            try disk.sync(file)
+            return true
+        } catch {
+            if error.errno != DiskError.noSpace, error.errno != DiskError.quota { fail(id, error) }
+            return false
+        }
+    }
+
+    // MARK: Going
+
+    private mutating func unlink(_ id: SegmentID) -> Bool {
+        if let copy = copies.removeValue(forKey: id) {
+            if let file = copy.file { try? disk.close(file) }
+            for log in copy.logs.values { try? disk.close(log) }
+        }
+        do throws(DiskError) {
+            try files(id).unlinkAll()
+            return true
+        } catch {
+            logger.error("copies: files cannot be removed", metadata: ["segment": "\(SegmentName(id))"])
+            return false
+        }
+    }
+
+    private func inventory() -> [SegmentID] {
+        guard let names = try? disk.list(directory) else { return [] }
+        var found: Set<SegmentID> = []
+        for name in names {
+            guard let stem = name.split(separator: ".").first, let segment = SegmentName(stem: stem) else { continue }
+            found.insert(segment.id)
+        }
+        return Array(found)
+    }
+}

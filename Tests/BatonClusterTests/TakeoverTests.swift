@@ -1,0 +1,92 @@
+// Takeover by several nodes under faults: nobody sends in two epochs, nothing acknowledged is cut, everything comes to rest.
+import BatonCore
+import BatonModel
+import BatonSpool
+import Foundation
+import Testing
+
+@testable import BatonCluster
+
+@Suite struct TakeoverTests {
+    /// Faults drawn from the seed within 20 simulated seconds, then time without any.
+    private func run(_ seed: UInt64) -> TakeoverWorld {
+        var world = TakeoverWorld(seed: seed)
+        for _ in 0..<200 { world.step() }
+        for _ in 0..<8 {
+            fault(&world)
+            for _ in 0..<(50 + Int(world.random.next() % 300)) { world.step() }
+        }
+        world.cut = []
+        world.planeDownUntil = .epoch
+        for node in world.names where world.machines[node]?.isUp == false {
+            world.boot(node, disk: world.machines[node]?.disk ?? 1, keeping: world.machines[node]?.copies ?? [:])
+        }
+        for _ in 0..<6_000 {
+            world.step()
+            for node in world.names where world.machines[node]?.writing == nil {
+                // No new mail: what is there has to come to rest.
+                world.machines[node]?.nextIndex = 1 << 40
+            }
+            if world.keys.allSatisfy({ $0.value.id.index >= 1 << 40 }) { break }
+        }
+        return world
+    }
+
+    private func fault(_ world: inout TakeoverWorld) {
+        let node = world.pick(world.names)
+        let other = world.pick(world.names.filter { $0 != node })
+        switch world.random.next() % 8 {
+        case 0:
+            world.faults.append("kill")
+            world.kill(node)
+        case 1:
+            world.faults.append("restart")
+            world.kill(node)
+            let machine = world.machines[node]
+            world.boot(node, disk: machine?.disk ?? 1, keeping: machine?.copies ?? [:])
+        case 2:
+            world.faults.append("pause")
+            world.machines[node]?.pausedUntil = world.now + .seconds(Int64(world.random.next() % 8) + 1)
+        case 3:
+            world.faults.append("partition")
+            world.cut.formUnion([[node, other], [other, node]])
+        case 4:
+            world.faults.append("one way")
+            world.cut.insert([node, other])
+        case 5:
+            world.faults.append("no control plane")
+            world.cut.insert([node])
+        case 6:
+            world.faults.append("control plane down")
+            world.planeDownUntil = world.now + .seconds(Int64(world.random.next() % 6) + 1)
+        default:
+            world.faults.append("heal")
+            world.cut = []
+            for node in world.names where world.machines[node]?.isUp == false {
+                let machine = world.machines[node]
+                world.boot(node, disk: machine?.disk ?? 1, keeping: machine?.copies ?? [:])
+            }
+        }
+    }
+
+    @Test func nobodySendsInTwoEpochsAndNothingAcknowledgedIsCut() {
+        let environment = ProcessInfo.processInfo.environment
+        let first = environment["BATON_SEED"].flatMap { UInt64($0) } ?? 1
+        let count = environment["BATON_SEEDS"].flatMap { UInt64($0) } ?? 12
+        var (takeovers, dots) = (0, 0)
+        for seed in first..<(first + count) {
+            let world = run(seed)
+            takeovers += world.takeovers
+            dots += world.dots
+            #expect(world.violations.isEmpty, "seed \(seed): \(world.faults) \(world.violations.prefix(3))")
+            let left = world.keys.values.filter { $0.id.index < 1 << 40 }
+            #expect(
+                left.isEmpty,
+                "seed \(seed): \(world.faults) \(left.count) segments never finish, first \(String(describing: left.first))"
+            )
+        }
+        // A run that takes nothing over, or sends nothing, checks nothing.
+        #expect(takeovers > Int(count))
+        #expect(dots > 100 * Int(count))
+    }
+}

@@ -1,0 +1,381 @@
+// Several TakeoverStates in one thread: a control plane, disks, a network with faults, and a checker of permissions and lengths.
+import BatonCore
+import BatonModel
+import BatonSpool
+
+@testable import BatonCluster
+
+/// A run is a seed. Segments hold only lengths; outcomes are octets of a log.
+struct TakeoverWorld {
+    struct Copy {
+        var end: Int64 = 0
+        var sealEpoch: UInt64 = 0
+        /// By epoch: in memory, on disk.
+        var logs: [UInt64: (memory: Int64, synced: Int64)] = [:]
+    }
+
+    struct Machine {
+        var run: Drainer
+        var disk: UInt64
+        var state: TakeoverState
+        var copies: [SegmentID: Copy] = [:]
+        var permits: [SegmentID: Instant] = [:]
+        var adopted: [SegmentID: UInt64] = [:]
+        var lease: Instant
+        var isUp = true
+        var pausedUntil = Instant.epoch
+        var nextIndex: UInt64 = 0
+        var writing: SegmentID?
+    }
+
+    enum Delivery {
+        case event(NodeID, Drainer, TakeoverEvent)
+        case request(NodeID, Drainer, ControlRequest)
+    }
+
+    var random: SplitMix64
+    var now = Instant(secondsSinceEpoch: 1_000)
+    var machines: [NodeID: Machine] = [:]
+    var keys: [SegmentID: SegmentKey] = [:]
+    var registered: [NodeID: (run: Drainer, disk: UInt64, until: Instant)] = [:]
+    var forgotten: [EnsembleMember] = []
+    var revision: UInt64 = 1
+    var acked: [SegmentID: Int64] = [:]
+    var queue: [(at: Instant, delivery: Delivery)] = []
+    var cut: Set<[NodeID]> = []
+    var planeDownUntil = Instant.epoch
+    var dots = 0
+    var takeovers = 0
+    var faults: [String] = []
+    var violations: [String] = []
+    let names: [NodeID]
+
+    init(seed: UInt64, nodes: Int = 3) {
+        random = SplitMix64(seed: seed)
+        names = (1...nodes).map { NodeID(name: "n\($0)") }.sorted()
+        for name in names { boot(name, disk: random.next() | 1) }
+    }
+
+    mutating func chance(_ percent: UInt64) -> Bool { random.next() % 100 < percent }
+
+    mutating func pick<T>(_ items: [T]) -> T { items[Int(random.next() % UInt64(items.count))] }
+
+    // MARK: Machines
+
+    mutating func boot(_ node: NodeID, disk: UInt64, keeping copies: [SegmentID: Copy] = [:]) {
+        let run = Drainer(node: node, incarnation: Incarnation(value: random.next()))
+        var machine = Machine(
+            run: run, disk: disk, state: TakeoverState(me: run, disk: disk, seed: random.next(), at: now),
+            lease: now + .seconds(3))
+        machine.copies = copies
+        machines[node] = machine
+        registered[node] = (run, disk, now + .seconds(3))
+        give(node, .started(copies: copies.keys.sorted()))
+        give(node, .registered)
+    }
+
+    mutating func kill(_ node: NodeID) {
+        machines[node]?.isUp = false
+        machines[node]?.permits = [:]
+        guard let copies = machines[node]?.copies else { return }
+        for (id, copy) in copies {
+            for (epoch, log) in copy.logs {
+                machines[node]?.copies[id]?.logs[epoch] = (min(log.memory, log.synced), log.synced)
+            }
+        }
+    }
+
+    mutating func give(_ node: NodeID, _ event: TakeoverEvent) {
+        guard var machine = machines[node], machine.isUp else { return }
+        var actions = ActionBuffer<TakeoverAction>()
+        machine.state.receive(event, at: now, into: &actions)
+        machines[node] = machine
+        for action in actions.drain() { perform(action, by: node) }
+    }
+
+    mutating func post(_ delivery: Delivery, after: TimeSpan? = nil) {
+        let wait = after ?? .milliseconds(Int64(random.next() % 20) + 1)
+        queue.append((now + wait, delivery))
+    }
+
+    /// A frame: lost, late or doubled at times.
+    mutating func send(_ event: TakeoverEvent, from: NodeID, to: NodeID) {
+        guard from != to, let target = machines[to], !cut.contains([from, to]), !chance(1) else { return }
+        post(.event(to, target.run, event))
+        if chance(1) { post(.event(to, target.run, event), after: .milliseconds(Int64(random.next() % 3_000))) }
+    }
+
+    mutating func answer(_ event: TakeoverEvent, to node: NodeID) {
+        guard let run = machines[node]?.run else { return }
+        post(.event(node, run, event))
+    }
+
+    // MARK: Actions
+
+    mutating func perform(_ action: TakeoverAction, by node: NodeID) {
+        guard let machine = machines[node] else { return }
+        let run = machine.run
+        switch action {
+        case .control(let request): post(.request(node, run, request))
+        case .askPromises(let items, let other):
+            send(.promiseAsked(items, number: 1, sentAt: now.nanoseconds, from: run), from: node, to: other)
+        case .promise(let items, _, let sentAt, let other):
+            send(.promised(items, sentAt: Instant(nanoseconds: sentAt), from: run), from: node, to: other)
+        case .seal(let id, let epoch): seal(id, epoch, at: node)
+        case .askSeal(let id, let epoch, let other):
+            send(.sealAsked(id, epoch: epoch, from: run), from: node, to: other)
+        case .answerSeal(let id, let epoch, let seal, let other):
+            let report: MemberReport
+            var said = epoch
+            switch seal {
+            case .sealed(let found):
+                report = .sealed(end: found.end, tailInvalid: found.tailInvalid, outcomeOctets: found.outcomeOctets)
+            case .superseded(let higher):
+                report = .superseded(epoch: higher)
+                said = higher
+            case .missing: report = .missing
+            case .failed: return
+            }
+            send(.reported(id, epoch: said, report, from: run), from: node, to: other)
+        case .fetchOutcomes(let id, let epoch, let member, _):
+            let there = machines[member.node]?.isUp == true && !cut.contains([member.node, node])
+            answer(.outcomesFetched(id, epoch: epoch, member, complete: there), to: node)
+        case .repair(let id, let epoch, let member, _, let upTo):
+            let source = machines[member.node]?.copies[id]?.end ?? 0
+            if source >= upTo { machines[node]?.copies[id, default: Copy()].end = upTo }
+            answer(.repaired(id, epoch: epoch, complete: source >= upTo), to: node)
+        case .adopt(let key):
+            machines[node]?.adopted[key.id] = key.drainEpoch
+            machines[node]?.copies[key.id, default: Copy()].logs[key.drainEpoch] = (8, 8)
+            takeovers += 1
+            if let end = key.sealedAt, end < acked[key.id] ?? 0 {
+                violations.append("\(key.id) sealed at \(end), acknowledged \(acked[key.id] ?? 0)")
+            }
+            answer(.adopted(key.id, epoch: key.drainEpoch, success: true), to: node)
+            answer(.outcomesAdvanced(key.id, epoch: key.drainEpoch, end: 8, synced: 8), to: node)
+        case .permit(let id, let until): machines[node]?.permits[id] = until
+        case .sendOutcomes(let id, let epoch, let member, let from, let upTo):
+            send(outcomes: id, epoch, from, upTo, of: node, to: member.node)
+        case .settled, .tookOver: break
+        case .copy(let key, let joiner):
+            let length = key.sealedAt ?? 0
+            if machines[joiner.node]?.isUp == true, !cut.contains([node, joiner.node]) {
+                machines[joiner.node]?.copies[key.id, default: Copy()].end = length
+                give(joiner.node, .copyCreated(key.id))
+            }
+            answer(.copied(key.id, epoch: key.drainEpoch, joiner, complete: true), to: node)
+        case .askFinished(let id, _, let other): send(.finishedAsked(id, from: run), from: node, to: other)
+        case .answerUnlinked(let id, _, let other):
+            send(.unlinkedElsewhere(id, disk: machine.disk, from: run), from: node, to: other)
+        case .unlink(let id), .release(let id):
+            machines[node]?.copies[id] = nil
+            machines[node]?.adopted[id] = nil
+            answer(.unlinked(id, gone: true), to: node)
+        case .stopWriting(let id): if machine.writing == id { machines[node]?.writing = nil }
+        case .dropIfEmpty(let id): if machine.copies[id]?.end == 0 { machines[node]?.copies[id] = nil }
+        case .restart:
+            let (disk, copies) = (machine.disk, machine.copies)
+            kill(node)
+            boot(node, disk: disk, keeping: machines[node]?.copies ?? copies)
+        }
+    }
+
+    private mutating func seal(_ id: SegmentID, _ epoch: UInt64, at node: NodeID) {
+        guard let copy = machines[node]?.copies[id] else {
+            return answer(.copySealed(id, epoch: epoch, .missing), to: node)
+        }
+        guard copy.sealEpoch <= epoch else {
+            return answer(.copySealed(id, epoch: epoch, .superseded(epoch: copy.sealEpoch)), to: node)
+        }
+        machines[node]?.copies[id]?.sealEpoch = epoch
+        let report = BatonSpool.CopyReport(end: copy.end, tailInvalid: false, outcomeOctets: 0)
+        answer(.copySealed(id, epoch: epoch, .sealed(report)), to: node)
+    }
+
+    private mutating func send(
+        outcomes id: SegmentID, _ epoch: UInt64, _ from: Int64, _ upTo: Int64, of node: NodeID, to other: NodeID
+    ) {
+        guard let machine = machines[other], machine.isUp, !cut.contains([node, other]), !chance(1) else { return }
+        guard let copy = machine.copies[id], copy.sealEpoch <= epoch else {
+            if let higher = machine.copies[id]?.sealEpoch {
+                send(.superseded(id, epoch: higher), from: other, to: node)
+            }
+            return
+        }
+        var log = copy.logs[epoch] ?? (0, 0)
+        if from <= log.memory { log.memory = max(log.memory, upTo) }
+        if chance(50) { log.synced = log.memory }
+        machines[other]?.copies[id]?.logs[epoch] = log
+        send(
+            .recorded(id, epoch: epoch, memory: log.memory, synced: log.synced, from: machine.run), from: other,
+            to: node)
+    }
+
+    // MARK: The control plane
+
+    mutating func serve(_ node: NodeID, _ run: Drainer, _ request: ControlRequest) {
+        guard machines[node]?.run == run else { return }
+        let lost = now < planeDownUntil || cut.contains([node])
+        if lost, !chance(30) { return answer(.control(request, .unknown), to: node) }
+        let result = apply(request)
+        answer(.control(request, lost || chance(2) ? .unknown : result), to: node)
+    }
+
+    private mutating func apply(_ request: ControlRequest) -> ControlAnswer {
+        switch request {
+        case .list:
+            let nodes = registered.map { NodeRecord(node: $0, incarnation: $1.run.incarnation, disk: $1.disk) }
+            return .listed(
+                Listing(
+                    revision: revision, keys: keys.values.sorted { $0.id < $1.id },
+                    nodes: nodes.sorted { $0.node < $1.node }, forgotten: forgotten))
+        case .read(let id): return .key(keys[id])
+        case .store(let key, let condition):
+            let current = keys[key.id]
+            guard (current?.revision ?? 0) == key.revision else { return .refused(current, condition: false) }
+            if case .gone(let drainer) = condition, registered[drainer.node]?.run == drainer {
+                return .refused(current, condition: true)
+            }
+            revision += 1
+            var stored = key
+            stored.revision = revision
+            keys[key.id] = stored
+            return .committed(stored)
+        case .remove(let key):
+            guard keys[key.id]?.revision == key.revision else { return .refused(keys[key.id], condition: false) }
+            keys[key.id] = nil
+            return .committed(nil)
+        case .register, .keepAlive: return .unknown
+        }
+    }
+
+    // MARK: Time
+
+    mutating func step() {
+        now = now + .milliseconds(10)
+        var due: [Delivery] = []
+        queue.removeAll { item in
+            if item.at <= now { due.append(item.delivery) }
+            return item.at <= now
+        }
+        for delivery in due {
+            switch delivery {
+            case .event(let node, let run, let event):
+                guard let machine = machines[node], machine.run == run else { continue }
+                // A stopped process hears it later.
+                if now < machine.pausedUntil {
+                    queue.append((machine.pausedUntil, delivery))
+                } else {
+                    give(node, event)
+                }
+            case .request(let node, let run, let request): serve(node, run, request)
+            }
+        }
+        for node in names { run(node) }
+        for (node, entry) in registered where entry.until < now { registered[node] = nil }
+        check()
+    }
+
+    private mutating func run(_ node: NodeID) {
+        guard let machine = machines[node], machine.isUp, now >= machine.pausedUntil else { return }
+        if !cut.contains([node]), now >= planeDownUntil {
+            if registered[node]?.run == machine.run {
+                registered[node]?.until = now + .seconds(3)
+            } else {
+                return give(node, .leaseLost)
+            }
+        }
+        if now.nanoseconds / 10_000_000 % 10 == Int64(node.value % 10) { give(node, .tick) }
+        write(node)
+        deliver(node)
+    }
+
+    /// A writer: a segment registered with the next node as backup, acknowledged while both may take it, sealed after a while.
+    private mutating func write(_ node: NodeID) {
+        guard let machine = machines[node] else { return }
+        if let id = machine.writing, let key = keys[id], key.drainer == machine.run, key.state == .open {
+            guard let backup = key.ensemble.first(where: { $0.node != node }), let other = machines[backup.node],
+                other.isUp, other.disk == backup.diskID, now >= other.pausedUntil, other.copies[id]?.sealEpoch == 0,
+                machine.copies[id]?.sealEpoch == 0, !cut.contains([node, backup.node])
+            else { return sealOwn(id, node) }
+            let end = (machine.copies[id]?.end ?? 0) + 1
+            machines[node]?.copies[id]?.end = end
+            machines[backup.node]?.copies[id]?.end = end
+            if !cut.contains([backup.node, node]) { acked[id] = end }
+            if end >= 30 { sealOwn(id, node) }
+        } else if !cut.contains([node]), now >= planeDownUntil, registered[node]?.run == machine.run, chance(5) {
+            let others = names.filter { other in
+                other != node && machines[other]?.isUp == true && !cut.contains([node, other])
+                    && now >= machines[other]?.pausedUntil ?? .epoch
+            }
+            guard !others.isEmpty else { return }
+            let backup = pick(others)
+            guard let disk = machines[backup]?.disk else { return }
+            let id = SegmentID(writer: node, incarnation: machine.run.incarnation, index: machine.nextIndex)
+            machines[node]?.nextIndex += 1
+            let ensemble = [
+                EnsembleMember(node: node, diskID: machine.disk), EnsembleMember(node: backup, diskID: disk),
+            ]
+            machines[node]?.copies[id] = Copy()
+            machines[backup]?.copies[id] = Copy()
+            give(backup, .copyCreated(id))
+            revision += 1
+            var key = SegmentKey(id: id, ensemble: ensemble, drainer: machine.run)
+            key.revision = revision
+            keys[id] = key
+            machines[node]?.writing = id
+            give(node, .keyStored(key))
+        } else if machine.writing.map({ keys[$0]?.state != .open }) ?? false {
+            machines[node]?.writing = nil
+        }
+    }
+
+    private mutating func sealOwn(_ id: SegmentID, _ node: NodeID) {
+        guard var key = keys[id], !cut.contains([node]), now >= planeDownUntil, let run = machines[node]?.run,
+            key.drainer == run
+        else { return }
+        revision += 1
+        key.state = .sealed(at: acked[id] ?? 0)
+        key.revision = revision
+        keys[id] = key
+        machines[node]?.copies[id]?.end = acked[id] ?? 0
+        machines[node]?.writing = nil
+        give(node, .keyStored(key))
+    }
+
+    /// Dots where there is permission; outcomes grow the log; a sealed segment is over after some of them.
+    private mutating func deliver(_ node: NodeID) {
+        guard let machine = machines[node] else { return }
+        for (id, until) in machine.permits.sorted(by: { $0.key < $1.key }) where until > now {
+            guard chance(20), let epoch = machine.state.drains[id]?.epoch else { continue }
+            dots += 1
+            var log = machines[node]?.copies[id]?.logs[epoch] ?? (0, 0)
+            if log.memory < 200 { log.memory += 4 }
+            if chance(30) { log.synced = log.memory }
+            machines[node]?.copies[id, default: Copy()].logs[epoch] = log
+            give(node, .outcomesAdvanced(id, epoch: epoch, end: log.memory, synced: log.synced))
+            if log.memory >= 200, keys[id]?.sealedAt != nil {
+                machines[node]?.copies[id]?.logs[epoch]?.synced = log.memory
+                give(node, .outcomesAdvanced(id, epoch: epoch, end: log.memory, synced: log.memory))
+                give(node, .drained(id))
+            }
+        }
+    }
+
+    // MARK: The checker
+
+    /// Invariant 3: permission in two epochs of a segment at the same instant, a paused machine's included.
+    private mutating func check() {
+        var holders: [SegmentID: (NodeID, UInt64)] = [:]
+        for node in names {
+            guard let machine = machines[node], machine.isUp else { continue }
+            for (id, until) in machine.permits where until > now {
+                guard let epoch = machine.state.drains[id]?.epoch ?? machine.adopted[id] else { continue }
+                if let (other, held) = holders[id], other != node, held != epoch {
+                    violations.append("\(now.nanoseconds): \(id) may be sent by two nodes in epochs \(held), \(epoch)")
+                }
+                holders[id] = (node, epoch)
+            }
+        }
+    }
+}

@@ -126,7 +126,8 @@ let floor6: [Target] = [
             "BatonNode",
             [
                 "BatonCore", "BatonRuntime", "BatonModel", "BatonSMTP", "BatonMail", "BatonSpool", "BatonQueue",
-                "BatonDNS", "BatonIngress", "BatonDelivery", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics,
+                "BatonDNS", "BatonIngress", "BatonDelivery", "BatonPeer", "BatonHTTPClient", "BatonControlPlane",
+                "BatonCluster", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics,
                 lifecycle, unixSignals, yams, hummingbird,
             ])
 ]

@@ -30,6 +30,8 @@ struct NodePorts: Sendable {
     let logger: Logger
     /// In force now; a reload replaces it.
     let current: CurrentConfiguration
+    /// Nil in a single node.
+    var dots: (any DotPermitting)?
 }
 
 /// The configuration in force, for readers on any thread.
@@ -78,7 +80,7 @@ extension NodeConfiguration {
         let dispatcher = Dispatcher(
             loop: loop, configuration: deliverySettings, source: partition, settler: settler, reader: ports.bodies,
             planning: dns, permits: ports.permits, time: ports.time, logger: ports.logger, seed: SystemRandom.uint64(),
-            naming: SiteNames(partition: partition, configuration: ports.current))
+            naming: SiteNames(partition: partition, configuration: ports.current), dots: ports.dots)
         try await loop.submit { partition.bind(signalling: dispatcher) }.get()
         dispatcher.start()
         return NodeLoop(home: home, partition: partition, dns: dns, settler: settler, dispatcher: dispatcher)

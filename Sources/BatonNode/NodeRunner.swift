@@ -20,10 +20,6 @@ import UnixSignals
 package enum NodeRunner {
     package static func run(configuration: NodeConfiguration) async -> Int32 {
         // Rather than one copy where two were asked for.
-        if configuration.cluster != nil {
-            printLine("baton: cluster: checked, but this build does not run a cluster yet")
-            return 78
-        }
         let metrics = PrometheusText()
         MetricsSystem.bootstrap(metrics)
         let logger = Logger(label: "baton")

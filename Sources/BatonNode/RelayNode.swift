@@ -1,4 +1,5 @@
 // The composition root: makes the parts, binds their ports, starts them in order and stops them in the reverse one.
+import BatonCluster
 import BatonCore
 import BatonDNS
 import BatonDelivery
@@ -33,6 +34,9 @@ package final class RelayNode: Sendable {
     let ingress: Ingress
     let holds: HoldStore
     let workers: WorkerPool
+    /// Nil in a single node.
+    let cluster: NodeCluster?
+    let copies: CopyStore?
     package let eventSearch: EventSearch
     let current: CurrentConfiguration
     let phase = Mutex(NodePhase.starting)
@@ -43,8 +47,10 @@ package final class RelayNode: Sendable {
         configuration: NodeConfiguration, time: SystemTimeSource, logger: Logger, group: MultiThreadedEventLoopGroup,
         directory: DataDirectory, spool: Spool, events: EventLog, gate: SubmissionGate, resolver: UnboundThread,
         permits: NodePermits, loops: [NodeLoop], ingress: Ingress, holds: HoldStore,
-        current: CurrentConfiguration
+        current: CurrentConfiguration, cluster: NodeCluster?, copies: CopyStore?
     ) {
+        self.cluster = cluster
+        self.copies = copies
         self.configuration = configuration
         self.time = time
         self.logger = logger
@@ -74,50 +80,65 @@ package final class RelayNode: Sendable {
         let directory: DataDirectory
         do {
             directory = try DataDirectory.open(
-                path: configuration.node.dataDirectory, disk: disk, cluster: "", nodeName: configuration.node.id,
-                random: SystemRandom.uint64)
+                path: configuration.node.dataDirectory, disk: disk, cluster: configuration.cluster?.name ?? "",
+                nodeName: configuration.node.id, random: SystemRandom.uint64)
         } catch {
             throw NodeError("\(error)")
         }
         for note in directory.notes { logger.warning("Data directory repaired", metadata: ["note": "\(note)"]) }
-        let events: EventLog
-        let spool: Spool
-        do {
-            events = try EventLog.open(
-                directory: directory.path + "/events", disk: disk, configuration: configuration.eventSettings,
-                nodeID: configuration.node.id, time: time, logger: logger)
-        } catch {
-            directory.close()
-            throw NodeError("event log in \(directory.path)/events cannot be opened: \(error)")
-        }
-        do {
-            spool = try Spool.open(
-                directory: directory, configuration: configuration.spoolSettings, events: events, time: time,
-                logger: logger, onFailure: { _ in })
-        } catch {
-            events.stop()
-            directory.close()
-            throw NodeError("\(error)")
-        }
         let count = configuration.loopCount(cores: System.coreCount)
         let group = MultiThreadedEventLoopGroup(numberOfThreads: count)
         var undo: [@Sendable () async -> Void] = [
-            { directory.close() }, { events.stop() }, { spool.stop() },
-            { try? await group.shutdownGracefully() },
+            { directory.close() }, { try? await group.shutdownGracefully() },
         ]
         do {
+            var cluster: NodeCluster?
+            if let settings = configuration.cluster {
+                let made = try NodeCluster.make(
+                    settings, configuration, directory: directory, bulkLoop: group.any(), time: time, logger: logger,
+                    onRestart: { reason in Reincarnation.begin(reason, logger: logger) })
+                cluster = made
+                undo.append { await made.stop(forGood: false) }
+            }
+            let (events, spool) = try open(
+                configuration, directory: directory, disk: disk, cluster: cluster, time: time, logger: logger)
+            undo.append { events.stop() }
+            undo.append { spool.stop() }
             return try await assemble(
                 configuration, directory: directory, spool: spool, events: events, group: group, count: count,
-                time: time, logger: logger, undo: &undo)
+                cluster: cluster, time: time, logger: logger, undo: &undo)
         } catch {
             for step in undo.reversed() { await step() }
             throw error as? NodeError ?? NodeError("\(error)")
         }
     }
 
+    private static func open(
+        _ configuration: NodeConfiguration, directory: DataDirectory, disk: LinuxDisk, cluster: NodeCluster?,
+        time: SystemTimeSource, logger: Logger
+    ) throws -> (EventLog, Spool) {
+        let events: EventLog
+        do {
+            events = try EventLog.open(
+                directory: directory.path + "/events", disk: disk, configuration: configuration.eventSettings,
+                nodeID: configuration.node.id, time: time, logger: logger)
+        } catch {
+            throw NodeError("event log in \(directory.path)/events cannot be opened: \(error)")
+        }
+        do {
+            let spool = try Spool.open(
+                directory: directory, configuration: configuration.spoolSettings, events: events, time: time,
+                logger: logger, cluster: cluster?.spool, onFailure: { _ in })
+            return (events, spool)
+        } catch {
+            events.stop()
+            throw NodeError("\(error)")
+        }
+    }
+
     private static func assemble(
         _ configuration: NodeConfiguration, directory: DataDirectory, spool: Spool, events: EventLog,
-        group: MultiThreadedEventLoopGroup, count: Int, time: SystemTimeSource, logger: Logger,
+        group: MultiThreadedEventLoopGroup, count: Int, cluster: NodeCluster?, time: SystemTimeSource, logger: Logger,
         undo: inout [@Sendable () async -> Void]
     ) async throws -> RelayNode {
         let resolver: UnboundThread
@@ -136,7 +157,7 @@ package final class RelayNode: Sendable {
         let current = CurrentConfiguration(configuration)
         let ports = NodePorts(
             submitter: spool, outcomes: spool, bodies: spool, events: events, permits: permits, resolver: resolver,
-            time: time, logger: logger, current: current)
+            time: time, logger: logger, current: current, dots: cluster?.runtime.permission)
         var loops: [NodeLoop] = []
         for (partition, loop) in zip(partitions, eventLoops) {
             loops.append(try await configuration.makeLoop(partition, on: loop, ports: ports))
@@ -145,13 +166,26 @@ package final class RelayNode: Sendable {
         try await holds.apply(to: partitions, now: time.now())
         let relay = IntakeRelay(events: events, partitions: partitions, time: time)
         try await Self.blocking { try spool.start(jobs: relay, unreported: relay) }
+        var copies: CopyStore?
+        if let cluster {
+            let store = CopyStore(
+                directory: directory, configuration: configuration.spoolSettings, news: cluster.runtime, time: time,
+                logger: logger)
+            copies = store
+            store.start()
+            undo.append { store.stop() }
+            cluster.runtime.bind(
+                ClusterParts(
+                    spool: spool, copies: store, disk: directory.disk, handle: { spool.ledger.handle(of: $0) }))
+            try await cluster.runtime.start()
+        }
         let ingress = Ingress(
             configuration: configuration.ingressSettings, group: group, submitter: gate, events: events, time: time,
             logger: logger)
         return RelayNode(
             configuration: configuration, time: time, logger: logger, group: group, directory: directory,
             spool: spool, events: events, gate: gate, resolver: resolver, permits: permits, loops: loops,
-            ingress: ingress, holds: holds, current: current)
+            ingress: ingress, holds: holds, current: current, cluster: cluster, copies: copies)
     }
 
     /// Binds the listeners: from here on mail is taken. Throws `NodeError`; the caller then stops the node.
@@ -208,6 +242,14 @@ package final class RelayNode: Sendable {
         try? await Self.blocking {
             self.spool.stopAccepting()
             self.spool.stop()
+        }
+        if let cluster {
+            // Others have every outcome before they may take over.
+            await cluster.runtime.settle(within: .seconds(2))
+            await cluster.stop(forGood: false)
+        }
+        try? await Self.blocking {
+            self.copies?.stop()
             self.events.stop()
             self.resolver.stop()
             self.workers.stop()

@@ -275,6 +275,9 @@ struct ClusterDriver: Sendable {
         settled(id, epoch, state.drains[id]?.settledSaid ?? 0)
     }
 
+    /// Segments with outcomes that are not settled.
+    var unsettledLogs: Int { state.drains.values.count { $0.settledSaid < $0.logEnd } }
+
     /// P3: places of the window whose outcomes are settled are free.
     private mutating func settled(_ id: SegmentID, _ epoch: UInt64, _ upTo: Int64) {
         guard var mark = marks[id], mark.epoch == epoch, let handle = parts?.handle(id) else { return }

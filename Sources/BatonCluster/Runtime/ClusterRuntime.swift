@@ -209,6 +209,19 @@ package final class ClusterRuntime: Sendable {
         agent.plane.stop()
     }
 
+    /// Waits until every outcome of this node is settled, so that no taker sends again what was sent; at most `span`.
+    package func settle(within span: TimeSpan) async {
+        let end = time.now() + span
+        while time.now() < end {
+            let left = await withCheckedContinuation { continuation in
+                let asked = mailbox.deliver(CollectionOfOne(.run { continuation.resume(returning: $0.unsettledLogs) }))
+                if !asked { continuation.resume(returning: 0) }
+            }
+            if left == 0 { return }
+            try? await Task.sleep(nanoseconds: 20_000_000)
+        }
+    }
+
     func tell(_ event: TakeoverEvent) { mailbox.deliver(CollectionOfOne(.event(event))) }
 
     // MARK: Threads

@@ -58,6 +58,7 @@ extension ServerReply {
     package static let diskFull = ServerReply("452 4.3.1 Insufficient storage, try again later")
     package static let memoryFull = ServerReply("452 4.3.1 Insufficient memory, try again later")
     static let tooManyRecipients = ServerReply("452 4.5.3 Too many recipients in one transaction")
+    package static let noCopies = ServerReply("451 4.3.0 Not enough copies can be made now, try again later")
     package static let storageFailed = ServerReply("451 4.3.0 Message not stored, try again later")
     package static let overloaded = ServerReply("451 4.3.2 System overloaded, try again later")
 
@@ -117,6 +118,7 @@ extension ServerReply {
     package static func refusal(_ refusal: SubmissionRefusal) -> ServerReply {
         switch refusal {
         case .diskFull: .diskFull
+        case .noCopies: .noCopies
         case .storageFailed: .storageFailed
         case .overloaded: .overloaded
         case .stopping: .shuttingDown

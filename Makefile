@@ -1,7 +1,7 @@
 # Builds, shows and tests Baton on Debian 12 with Swift 6.3, git and make; what else is needed is apt-installed when it is missing.
 
 # What the build links against.
-BUILD_PACKAGES = liblz4-dev libunbound-dev libidn2-dev libcurl4-openssl-dev pkg-config
+BUILD_PACKAGES = liblz4-dev libunbound-dev libidn2-dev libcurl4-openssl-dev libssl-dev pkg-config
 # What `make run` shows the first steps with.
 RUN_PACKAGES = swaks
 # What the integration tests speak with; util-linux has unshare.

@@ -54,6 +54,7 @@ let floor0: [Target] = [
     .systemLibrary(name: "CLZ4", pkgConfig: "liblz4", providers: [.apt(["liblz4-dev"])]),
     .systemLibrary(name: "CUnbound", providers: [.apt(["libunbound-dev"])]),
     .systemLibrary(name: "CIDN2", providers: [.apt(["libidn2-dev"])]),
+    .systemLibrary(name: "COpenSSL", pkgConfig: "openssl", providers: [.apt(["libssl-dev"])]),
     .systemLibrary(name: "CCurl", providers: [.apt(["libcurl4-openssl-dev"])]),
 ]
 
@@ -87,6 +88,7 @@ let floor4: [Target] = [
             metrics,
         ]),
     module("BatonHTTPClient", ["BatonCore", "BatonRuntime", "CCurl"]),
+    module("BatonTLS", ["BatonCore", "COpenSSL", nioCore]),
 ]
 
 let floor5: [Target] = [
@@ -106,7 +108,7 @@ let floor5: [Target] = [
     module(
         "BatonCluster",
         [
-            "BatonCore", "BatonRuntime", "BatonModel", "BatonPeer", "BatonSpool", "BatonControlPlane", nioCore,
+            "BatonCore", "BatonRuntime", "BatonModel", "BatonPeer", "BatonSpool", "BatonControlPlane", "BatonTLS", nioCore,
             nioPosix, deque, logging, metrics,
         ]),
 ]
@@ -156,6 +158,7 @@ let beside: [Target] = [
     tests("BatonQueueTests", ["BatonQueue", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioEmbedded]),
     tests("BatonDNSTests", ["BatonDNS", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix]),
     tests("BatonHTTPClientTests", ["BatonHTTPClient", "BatonRuntime", "BatonCore"]),
+    tests("BatonTLSTests", ["BatonTLS", "BatonCore", nioCore, nioPosix]),
     tests("BatonControlPlaneTests", ["BatonControlPlane", "BatonHTTPClient", "BatonRuntime", "BatonCore", logging]),
     tests(
         "BatonIngressTests",
@@ -172,8 +175,8 @@ let beside: [Target] = [
     tests(
         "BatonClusterTests",
         [
-            "BatonCluster", "BatonPeer", "BatonSpool", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix,
-            logging,
+            "BatonCluster", "BatonPeer", "BatonTLS", "BatonSpool", "BatonModel", "BatonRuntime", "BatonCore", nioCore,
+            nioPosix, logging,
         ]),
     tests("ClusterSimulationTests", ["BatonCluster", "BatonSpool", "BatonModel", "BatonCore"]),
     tests(

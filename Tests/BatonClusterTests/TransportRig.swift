@@ -133,14 +133,19 @@ struct TestNode {
     init(
         _ settings: PeerSettings, security: PeerSecurity = .plaintext, address: String = "127.0.0.1:0"
     ) async throws {
-        self.settings = settings
+        try await self.init(
+            PeerTransportConfiguration(
+                address: try #require(PeerAddress(address)), settings: settings, security: security))
+    }
+
+    init(_ configuration: PeerTransportConfiguration) async throws {
+        self.settings = configuration.settings
         self.name = String(decoding: settings.name, as: UTF8.self)
         var logger = Logger(label: "test")
         logger.logLevel = .critical
         self.transport = PeerTransport(
-            configuration: PeerTransportConfiguration(
-                address: try #require(PeerAddress(address)), settings: settings, security: security),
-            controlLoop: TestLoops.control, bulkLoop: TestLoops.bulk, time: SystemTimeSource(), logger: logger)
+            configuration: configuration, controlLoop: TestLoops.control, bulkLoop: TestLoops.bulk,
+            time: SystemTimeSource(), logger: logger)
         let transport = self.transport
         recorder.transport.withLock { $0 = transport }
         self.address = try await transport.start(delegate: recorder)
@@ -174,4 +179,15 @@ func connectedPair(
     two.transport.peers([one.endpoint(), two.endpoint()])
     try #require(await eventually { one.isConnected(to: two) && two.isConnected(to: one) })
     return (one, two)
+}
+
+/// A node "n2" for the time of `body`, which may block.
+func withNode(
+    _ change: (inout PeerSettings) -> Void = { _ in }, security: PeerSecurity = .plaintext,
+    _ body: (TestNode) throws -> Void
+) async throws {
+    let node = try await TestNode(TestNode.settings("n2", change), security: security)
+    let result = Result { try body(node) }
+    await node.stop()
+    try result.get()
 }

@@ -1,6 +1,7 @@
 // One connection to a peer: a PeerSession behind a channel, its timer, its writes, its batches for the delegate.
 import BatonCore
 import BatonPeer
+import BatonTLS
 import Metrics
 import NIOCore
 
@@ -26,9 +27,12 @@ final class PeerHandler: ChannelInboundHandler {
         let session: PeerSession
         /// Not performed yet.
         let actions: [PeerAction]
+        /// Of the handler before this one; nil in clear.
+        let tls: TLSConnection?
     }
 
     private let transport: PeerTransport
+    private let tls: TLSHandler?
     let connection: PeerConnection
     private var session: PeerSession
     private var actions = ActionBuffer<PeerAction>()
@@ -50,7 +54,9 @@ final class PeerHandler: ChannelInboundHandler {
     private var receivedOctets = 0
     private var counted = (sent: 0, received: 0)
 
-    init(_ connection: PeerConnection, transport: PeerTransport) {
+    /// `tls`: the handler before this one; nil in clear.
+    init(_ connection: PeerConnection, transport: PeerTransport, tls: TLSHandler?) {
+        self.tls = tls
         self.connection = connection
         self.transport = transport
         self.session = PeerSession(
@@ -58,7 +64,8 @@ final class PeerHandler: ChannelInboundHandler {
     }
 
     /// On the new loop.
-    init(_ luggage: Luggage, transport: PeerTransport) {
+    init(_ luggage: Luggage, transport: PeerTransport, tls: TLSHandler?) {
+        self.tls = tls
         self.connection = luggage.connection
         self.transport = transport
         self.session = luggage.session
@@ -84,11 +91,41 @@ final class PeerHandler: ChannelInboundHandler {
         if hasBegun {
             perform()
             finish()
-        } else if transport.isPlaintext {
-            hasBegun = true
-            feed(.connected(certified: nil))
-            finish()
+        } else if tls == nil {
+            greet(certified: nil)
+        } else if timer == nil {
+            // The session's own bound begins with HELLO; this one is for TLS below it.
+            timer = after(transport.settings.timing.handshake) { $0.reject(.violation(.handshakeTimeout)) }
         }
+    }
+
+    private func greet(certified: [NodeID]?) {
+        hasBegun = true
+        timer?.cancel()
+        timer = nil
+        feed(.connected(certified: certified))
+        finish()
+    }
+
+    /// TLS is up; the certificate comes from the CA and is in date.
+    private func established(_ names: [[UInt8]]) {
+        guard !hasBegun, !isOver else { return }
+        if let name = connection.name, !names.contains(Array(name.utf8)) {
+            reject(.tls(names.isEmpty ? .noName : .wrongName))
+        } else if names.isEmpty {
+            reject(.tls(.noName))
+        } else {
+            greet(certified: names.map { NodeID(value: StableHash.of($0)) })
+        }
+    }
+
+    /// Ends a connection that has no session to say so.
+    private func reject(_ why: PeerRejection) {
+        guard !isOver, let context else { return }
+        isOver = true
+        timer?.cancel()
+        transport.rejected(why, connection)
+        linger(context)
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
@@ -118,7 +155,11 @@ final class PeerHandler: ChannelInboundHandler {
     }
 
     func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
-        if let event = event as? ChannelEvent, event == .inputClosed {
+        if let event = event as? TLSEvent {
+            switch event {
+            case .established(let names): established(names)
+            }
+        } else if let event = event as? ChannelEvent, event == .inputClosed, !hasMoved {
             lost()
             context.close(promise: nil)
         }
@@ -126,6 +167,11 @@ final class PeerHandler: ChannelInboundHandler {
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        guard !hasMoved else { return }
+        if let failure = error as? TLSFailure, failure != .truncated || !hasBegun {
+            if !hasBegun { return reject(.tls(failure)) }
+            transport.rejected(.tls(failure), connection)
+        }
         lost()
         context.close(promise: nil)
     }
@@ -140,7 +186,7 @@ final class PeerHandler: ChannelInboundHandler {
         guard !hasMoved else { return }
         lost()
         self.context = nil
-        if transport.end(connection.id), session.identity == nil || link == nil {
+        if transport.end(connection.id), link == nil {
             connection.dialer?.ended(reason, ofAttempt: true)
         }
     }
@@ -220,7 +266,7 @@ final class PeerHandler: ChannelInboundHandler {
 
     private func opened(_ identity: PeerIdentity) {
         guard let context else { return }
-        let window = session.peerWindow.octets + TransportLimits.unread
+        let window = max(1, session.peerWindow.octets + transport.configuration.unread)
         _ = context.channel.setOption(
             .writeBufferWaterMark, value: ChannelOptions.Types.WriteBufferWaterMark(low: window / 2, high: window))
         let link = PeerLink(
@@ -315,11 +361,16 @@ final class PeerHandler: ChannelInboundHandler {
 
     private func setTimer(_ due: Instant) {
         timer?.cancel()
-        let span = max(0, (due - transport.time.now()).nanoseconds)
-        timer = context?.eventLoop.assumeIsolated().scheduleTask(in: .nanoseconds(span)) {
+        timer = after(due - transport.time.now()) { handler in
+            handler.feed(.timer)
+            handler.finish()
+        }
+    }
+
+    private func after(_ span: TimeSpan, _ body: @escaping (PeerHandler) -> Void) -> Scheduled<Void>? {
+        context?.eventLoop.assumeIsolated().scheduleTask(in: .nanoseconds(max(0, span.nanoseconds))) {
             self.timer = nil
-            self.feed(.timer)
-            self.finish()
+            body(self)
         }
     }
 
@@ -349,10 +400,7 @@ final class PeerHandler: ChannelInboundHandler {
     /// Lets the peer read the ERROR: a close with octets unread would reset the connection and take it away.
     private func linger(_ context: ChannelHandlerContext) {
         context.close(mode: .output, promise: nil)
-        timer = context.eventLoop.assumeIsolated().scheduleTask(in: .nanoseconds(TransportLimits.linger.nanoseconds)) {
-            self.timer = nil
-            self.context?.close(promise: nil)
-        }
+        timer = after(TransportLimits.linger) { $0.context?.close(promise: nil) }
     }
 
     // MARK: Moving
@@ -368,6 +416,7 @@ final class PeerHandler: ChannelInboundHandler {
         timer?.cancel()
         timer = nil
         transport.move(
-            context, Luggage(connection: connection, session: session, actions: actions.drain()))
+            context,
+            Luggage(connection: connection, session: session, actions: actions.drain(), tls: tls?.detach()))
     }
 }

@@ -1,9 +1,11 @@
 // The counters of the peer transport, prefix baton_peer_.
 import BatonPeer
+import BatonTLS
 import Metrics
+import Synchronization
 
 /// No label has values from outside: channels, directions, and reasons from fixed lists.
-struct PeerMetrics: Sendable {
+final class PeerMetrics: Sendable {
     struct Direction: Sendable {
         let frames: Counter
         let octets: Counter
@@ -64,7 +66,15 @@ struct PeerMetrics: Sendable {
         }
     }
 
-    func rejected(_ reason: PeerRejection) { rejected[reason]?.increment() }
+    /// The same as the counter, for whoever asks this transport.
+    private let counts = Mutex<[PeerRejection: Int]>([:])
+
+    var rejections: [PeerRejection: Int] { counts.withLock { $0 } }
+
+    func rejected(_ reason: PeerRejection) {
+        rejected[reason]?.increment()
+        counts.withLock { $0[reason, default: 0] += 1 }
+    }
 
     func error(code: UInt16) {
         (PeerViolation(rawValue: code).flatMap { errors[$0] } ?? unknownErrors).increment()
@@ -74,6 +84,8 @@ struct PeerMetrics: Sendable {
 /// Why a connection was ended by this node, for metrics, logs and tests.
 package enum PeerRejection: Hashable, Sendable {
     case violation(PeerViolation)
+    /// Nothing of the peer was read but its certificate.
+    case tls(TLSFailure)
     /// As many connections in their handshake as there may be, of all addresses or of one.
     case handshakes
     /// The peer reads nothing, and more than its window lies here.
@@ -82,12 +94,15 @@ package enum PeerRejection: Hashable, Sendable {
     case endpoint
 
     static var all: [PeerRejection] {
-        PeerViolation.allCases.map { .violation($0) } + [.handshakes, .unread, .endpoint]
+        PeerViolation.allCases.map { .violation($0) } + TLSFailure.allCases.map { .tls($0) } + [
+            .handshakes, .unread, .endpoint,
+        ]
     }
 
     package var name: String {
         switch self {
         case .violation(let violation): "\(violation)"
+        case .tls(let failure): "tls_\(failure)"
         case .handshakes: "handshakes"
         case .unread: "unread"
         case .endpoint: "endpoint"

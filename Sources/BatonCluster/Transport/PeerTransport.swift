@@ -2,6 +2,7 @@
 import BatonCore
 import BatonPeer
 import BatonRuntime
+import BatonTLS
 import Glibc
 import Logging
 import Metrics
@@ -56,6 +57,9 @@ package final class PeerTransport: Sendable {
         guard settings.isValid else { throw PeerTransportError.invalidSettings }
         if isPlaintext, !address.isLoopback {
             throw PeerTransportError.plaintextBeyondLoopback(address: address.description)
+        }
+        if case .tls(let context) = configuration.security, !context.ownNames.contains(settings.name) {
+            throw PeerTransportError.certificateWithoutOwnName(node: String(decoding: settings.name, as: UTF8.self))
         }
         let isFirst = table.withLock { table in
             guard table.stage == .new else { return false }
@@ -207,6 +211,9 @@ package final class PeerTransport: Sendable {
         table.withLock { $0.routes[node]?[channel] != nil }
     }
 
+    /// Connections that this node has refused or ended, by reason, since it began.
+    package var rejections: [PeerRejection: Int] { metrics.rejections }
+
     // MARK: Messages
 
     /// Sends all of `messages` or none, each on the channel of its type, in order per channel. False: no session is up on a channel
@@ -261,6 +268,7 @@ package final class PeerTransport: Sendable {
     var isPlaintext: Bool {
         switch configuration.security {
         case .plaintext: true
+        case .tls: false
         }
     }
 
@@ -296,7 +304,21 @@ package final class PeerTransport: Sendable {
 
     /// On the channel's loop.
     func install(on channel: any Channel, _ connection: PeerConnection) throws {
-        try channel.pipeline.syncOperations.addHandler(PeerHandler(connection, transport: self))
+        let role = connection.name.map { TLSRole.client(name: Array($0.utf8)) } ?? .server
+        let tls: TLSHandler?
+        switch configuration.security {
+        case .plaintext: tls = nil
+        case .tls(let context):
+            guard let made = TLSConnection(context, role) else { throw TLSFailure.internalError }
+            tls = TLSHandler(made)
+        }
+        try add(PeerHandler(connection, transport: self, tls: tls), behind: tls, to: channel)
+    }
+
+    /// The upper handler first, so that it hears all that the lower one has to say.
+    private func add(_ handler: PeerHandler, behind tls: TLSHandler?, to channel: any Channel) throws {
+        try channel.pipeline.syncOperations.addHandler(handler)
+        if let tls { try channel.pipeline.syncOperations.addHandler(tls, position: .first) }
     }
 
     func added(_ handler: PeerHandler, _ id: PeerSessionID, on loop: any EventLoop) {
@@ -403,7 +425,9 @@ package final class PeerTransport: Sendable {
             .channelOption(.recvAllocator, value: Self.readAllocator)
             .channelInitializer { channel in
                 channel.eventLoop.makeCompletedFuture {
-                    try channel.pipeline.syncOperations.addHandler(PeerHandler(carried.luggage, transport: self))
+                    let tls = carried.luggage.tls.map { TLSHandler($0) }
+                    try self.add(
+                        PeerHandler(carried.luggage, transport: self, tls: tls), behind: tls, to: channel)
                 }
             }
             .withConnectedSocket(copy)

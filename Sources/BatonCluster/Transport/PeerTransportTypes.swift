@@ -1,6 +1,7 @@
 // What the peer transport takes and gives: endpoints, received frames, the delegate, configuration, errors.
 import BatonCore
 import BatonPeer
+import BatonTLS
 
 /// A host and port as `cluster.peer_address` and a node's registration name them.
 package struct PeerAddress: Hashable, Sendable, CustomStringConvertible {
@@ -114,8 +115,11 @@ extension PeerTransportDelegate {
     package func notSent(_ messages: [PeerMessage], to identity: PeerIdentity, _ reason: SendRefusal) {}
 }
 
-/// What lies below the sessions.
+/// What lies below the sessions. Nothing falls back from one to the other.
 package enum PeerSecurity: Sendable {
+    /// `cluster.tls`: TLS 1.3, both sides with a certificate of the CA that carries the node id as a DNS SAN. `TLSContext.reload`
+    /// counts for new connections.
+    case tls(TLSContext)
     /// `cluster.insecure_plaintext`: loopback addresses only, to listen on and to dial.
     case plaintext
 }
@@ -125,6 +129,8 @@ package struct PeerTransportConfiguration: Sendable {
     package var address: PeerAddress
     package var settings: PeerSettings
     package var security: PeerSecurity
+    /// Octets that a peer may leave unread beyond its own window.
+    package var unread = TransportLimits.unread
 
     package init(address: PeerAddress, settings: PeerSettings, security: PeerSecurity) {
         self.address = address
@@ -139,6 +145,8 @@ package enum PeerTransportError: Error, Hashable, Sendable, CustomStringConverti
     case plaintextBeyondLoopback(address: String)
     /// A node or cluster name, or a window, that no peer would take.
     case invalidSettings
+    /// This node's own certificate does not carry its `node.id`: no peer would take it.
+    case certificateWithoutOwnName(node: String)
     case alreadyStarted
 
     package var description: String {
@@ -147,6 +155,8 @@ package enum PeerTransportError: Error, Hashable, Sendable, CustomStringConverti
         case .plaintextBeyondLoopback(let address):
             "cluster.insecure_plaintext is for loopback addresses only, and \(address) is none"
         case .invalidSettings: "node.id and cluster.name have to be 1 to 255 octets long"
+        case .certificateWithoutOwnName(let node):
+            "the certificate of cluster.tls does not carry the node id \(node) as a DNS subject alternative name"
         case .alreadyStarted: "the peer transport was started before"
         }
     }

@@ -158,7 +158,7 @@ let beside: [Target] = [
     tests("BatonQueueTests", ["BatonQueue", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioEmbedded]),
     tests("BatonDNSTests", ["BatonDNS", "BatonModel", "BatonRuntime", "BatonCore", nioCore, nioPosix]),
     tests("BatonHTTPClientTests", ["BatonHTTPClient", "BatonRuntime", "BatonCore"]),
-    tests("BatonTLSTests", ["BatonTLS", "BatonCore", nioCore, nioPosix]),
+    tests("BatonTLSTests", ["BatonTLS", nioCore, nioEmbedded]),
     tests("BatonControlPlaneTests", ["BatonControlPlane", "BatonHTTPClient", "BatonRuntime", "BatonCore", logging]),
     tests(
         "BatonIngressTests",

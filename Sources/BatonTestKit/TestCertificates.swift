@@ -19,6 +19,7 @@ package struct TestCertificates: Sendable {
         ("address-only", 1, "subjectAltName = IP:127.0.0.1"),
         ("client-only", 1, "subjectAltName = DNS:n2\nextendedKeyUsage = clientAuth"),
         ("server-only", 1, "subjectAltName = DNS:n2\nextendedKeyUsage = serverAuth"),
+        ("many-names", 1, "subjectAltName = " + (0..<70).map { "DNS:n\($0)" }.joined(separator: ",")),
         ("two-names", 1, "subjectAltName = DNS:other,DNS:n2"),
     ]
 

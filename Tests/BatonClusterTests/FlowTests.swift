@@ -271,3 +271,14 @@ private func append(_ octets: Int, by run: NodeRun, offset: Int = 0) -> PeerMess
     #expect(one.transport.rejections == [.endpoint: 4])
     await one.stop()
 }
+
+@Test func registrationsWithoutBound() async throws {
+    let one = try await TestNode(TestNode.settings("n1"))
+    let address = try #require(PeerAddress("127.0.0.1:1"))
+    one.transport.peers(
+        (0..<PeerLimits.nodes + 3).map {
+            PeerEndpoint(name: "m\($0)", incarnation: Incarnation(value: 1), address: address, revision: 1)
+        })
+    #expect(one.transport.rejections[.endpoint] == 3)
+    await one.stop()
+}

@@ -143,14 +143,16 @@ package final class PeerTransport: Sendable {
     /// counted and left out.
     package func peers(_ list: [PeerEndpoint]) {
         var wanted: [NodeID: PeerEndpoint] = [:]
+        var unusable = 0
         for endpoint in list where endpoint.node != settings.run.node {
             guard endpoint.isValid, !isPlaintext || endpoint.address.isLoopback, wanted.count < PeerLimits.nodes else {
                 metrics.rejected(.endpoint)
-                logger.warning("a node's registration is not usable: it is not dialed")
+                unusable += 1
                 continue
             }
             wanted[endpoint.node] = endpoint
         }
+        if unusable > 0 { logger.warning("registrations that cannot be used are not dialed: \(unusable)") }
         var ended: [PeerTable.Connection] = []
         var left: [PeerTable.Connection] = []
         var stopped: [PeerDialer] = []

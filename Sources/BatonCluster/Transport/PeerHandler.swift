@@ -31,16 +31,16 @@ final class PeerHandler: ChannelInboundHandler {
         let tls: TLSConnection?
     }
 
-    private let transport: PeerTransport
+    let transport: PeerTransport
     private let tls: TLSHandler?
     let connection: PeerConnection
-    private var session: PeerSession
+    var session: PeerSession
     private var actions = ActionBuffer<PeerAction>()
     private var context: ChannelHandlerContext?
     private var timer: Scheduled<Void>?
     private var link: PeerLink?
     private var inbox: [ReceivedFrame] = []
-    private var unsent: [(PeerMessage, SendRefusal)] = []
+    var unsent: [(PeerMessage, SendRefusal)] = []
     private var output = ByteBuffer()
     private var hasOutput = false
     private var isStalled = false
@@ -50,9 +50,9 @@ final class PeerHandler: ChannelInboundHandler {
     private var hasMoved = false
     private var reason: CloseReason?
     /// Since they were counted last.
-    private var sentOctets = 0
-    private var receivedOctets = 0
-    private var counted = (sent: 0, received: 0)
+    var sentOctets = 0
+    var receivedOctets = 0
+    var counted = (sent: 0, received: 0)
 
     /// `tls`: the handler before this one; nil in clear.
     init(_ connection: PeerConnection, transport: PeerTransport, tls: TLSHandler?) {
@@ -331,30 +331,6 @@ final class PeerHandler: ChannelInboundHandler {
         self.isStalled = isStalled
         count(metrics)
         report(link)
-    }
-
-    private func count(_ metrics: PeerMetrics.Channel) {
-        if sentOctets > 0 { metrics.sent.octets.increment(by: sentOctets) }
-        if receivedOctets > 0 { metrics.received.octets.increment(by: receivedOctets) }
-        let frames = session.frames
-        if frames.sent > counted.sent { metrics.sent.frames.increment(by: frames.sent - counted.sent) }
-        if frames.received > counted.received {
-            metrics.received.frames.increment(by: frames.received - counted.received)
-        }
-        sentOctets = 0
-        receivedOctets = 0
-        counted = frames
-    }
-
-    private func report(_ link: PeerLink) {
-        guard !unsent.isEmpty else { return }
-        var refused: [(PeerMessage, SendRefusal)] = []
-        swap(&refused, &unsent)
-        transport.metrics.of(link.identity.channel).refusedSends.increment(by: refused.count)
-        for refusal in [SendRefusal.notOpen, .leaving, .full, .invalid] {
-            let messages = refused.filter { $0.1 == refusal }.map(\.0)
-            if !messages.isEmpty { transport.delegate?.notSent(messages, to: link.identity, refusal) }
-        }
     }
 
     // MARK: Timer

@@ -123,7 +123,7 @@ let floor6: [Target] = [
             dependencies: [
                 "BatonCore", "BatonRuntime", "BatonModel", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics,
                 lifecycle, unixSignals, yams, hummingbird,
-            ], sources: ["Configuration", "Admin", "Metrics"], swiftSettings: settings)
+            ], sources: ["Configuration", "Admin", "Cluster", "Metrics"], swiftSettings: settings)
         : module(
             "BatonNode",
             [

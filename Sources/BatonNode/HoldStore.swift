@@ -6,6 +6,7 @@ import BatonRuntime
 import Foundation
 import Glibc
 import Logging
+import Synchronization
 
 /// Keeps the suspensions in force in `data_dir/holds.json`, written to a new file, fsync'ed and renamed into place.
 ///
@@ -14,12 +15,18 @@ final class HoldStore: Sendable {
     private let path: String
     private let disk: any Disk
     private let logger: Logger
+    /// Which of them are the cluster's.
+    let book = Mutex(HoldBook())
+    /// Verbs and what the control plane brings, one after the other: a slow one never undoes a later one.
+    let turns = Turns()
 
     struct Entry: Codable {
         var kind: String
         var value: String
         /// Nanoseconds since the epoch; nil: until `resume`.
         var until: Int64?
+        /// `SharedHold.id` of the cluster's suspension; nil: this node's own.
+        var shared: String?
     }
 
     init(path: String, disk: any Disk, logger: Logger) {
@@ -38,19 +45,26 @@ final class HoldStore: Sendable {
             try? disk.rename(file, to: file + ".damaged")
             return
         }
+        var marks: [AdminSelector: String] = [:]
+        defer { book.withLock { $0 = HoldBook(marks: marks) } }
         for entry in entries {
             let until = entry.until.map { Instant(nanoseconds: $0) }
             if let until, until <= now { continue }
-            guard let selector = Self.selector(entry) else { continue }
+            guard let known = AdminSelector(entry.kind, entry.value) else { continue }
+            if let id = entry.shared { marks[known] = id }
+            let selector = NodeInspector.selector(known)
             for partition in partitions { _ = try? await partition.suspend(selector, until: until) }
         }
     }
 
     /// After each change. Blocking. Throws where it cannot be made durable: the operator must know.
     func save(_ holds: [QueueHold]) throws {
+        let marks = book.withLock { $0.marks }
         let entries = holds.prefix(QueueLimits.holds).map { hold in
             let (kind, value) = Self.text(hold.selector)
-            return Entry(kind: kind, value: value, until: hold.until?.nanoseconds)
+            return Entry(
+                kind: kind, value: value, until: hold.until?.nanoseconds,
+                shared: AdminSelector(kind, value).flatMap { marks[$0] })
         }
         let data = try JSONEncoder().encode(Array(entries))
         let scratch = file + ".new"
@@ -77,18 +91,6 @@ final class HoldStore: Sendable {
         case .sender(let address): ("sender", address?.description ?? "")
         case .senderDomain(let domain): ("sender_domain", domain.description)
         case .all: ("all", "")
-        }
-    }
-
-    static func selector(_ entry: Entry) -> QueueSelector? {
-        switch entry.kind {
-        case "message": MessageID(text: Array(entry.value.utf8)).map { .message($0) }
-        case "domain": .domain(Domain(entry.value))
-        case "site": .site(Array(entry.value.utf8))
-        case "sender": entry.value.isEmpty ? .sender(nil) : MailAddress(entry.value).map { .sender($0) }
-        case "sender_domain": .senderDomain(Domain(entry.value))
-        case "all": .all
-        default: nil
         }
     }
 }

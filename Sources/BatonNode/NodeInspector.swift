@@ -14,6 +14,8 @@ import Synchronization
 /// `NodeInspecting` for this node: queues are asked loop by loop, histories come from the spool and the event log.
 struct NodeInspector: NodeInspecting {
     let node: RelayNode
+    /// Nil: a node on its own.
+    var cluster: (any ClusterHealth)?
 
     // MARK: Health
 
@@ -24,20 +26,26 @@ struct NodeInspector: NodeInspecting {
         let resolver = node.resolver.status
         if resolver.isDown { reasons.append("no resolver answers") }
         if case .stripped(let why) = resolver.dnssec { reasons.append("DNSSEC validation is off: \(why)") }
+        reasons += cluster?.reasons() ?? []
         let state: HealthReport.State =
             switch node.phase.withLock({ $0 }) {
             case .starting: .starting
             case .stopping: .draining
             // No mail can be taken any more; what is queued is still delivered.
             case .serving where stats.laneDead: .failed
+            case .serving where cluster?.isDraining == true: .draining
+            case .serving where cluster?.acceptsMail == false: .cutOff
             case .serving: reasons.isEmpty ? .serving : .degraded
             }
         return HealthReport(
-            state: state, node: node.configuration.node.id, version: BatonVersion.current, copies: 1,
+            state: state, node: node.configuration.node.id, version: BatonVersion.current,
+            copies: cluster?.copies ?? 1,
             disk: .init(
                 freeBytes: stats.freeBytes, totalBytes: stats.totalBytes,
                 minFreeBytes: UInt64(max(0, node.current.get().spool.minFree))), reasons: reasons)
     }
+
+    func storedMessages() async -> Int { node.spool.stats.messages }
 
     // MARK: Queue
 
@@ -171,41 +179,7 @@ struct NodeInspector: NodeInspecting {
 
     // MARK: Verbs
 
-    func perform(_ command: AdminCommand) async throws -> OperationReport {
-        let selector = Self.selector(command.selector)
-        let until = command.duration.map { node.time.now() + $0 }
-        var ids: [String] = []
-        var report = OperationReport(operation: "", verb: command.verb.rawValue, count: 0, inFlight: 0, done: true)
-        for (index, loop) in node.loops.enumerated() {
-            let progress: OperationProgress
-            do {
-                switch command.verb {
-                case .retry: progress = try await loop.partition.retry(selector)
-                case .bounce:
-                    progress = try await loop.partition.bounce(
-                        selector, reason: Array(command.reason.utf8), report: command.report)
-                case .suspend: progress = try await loop.partition.suspend(selector, until: until)
-                case .resume: progress = try await loop.partition.resume(selector)
-                }
-            } catch {
-                throw ProblemReport(503, "Service Unavailable", "too many operations or suspensions at a time")
-            }
-            ids.append("\(index)-\(progress.id)")
-            report.count += progress.count
-            report.inFlight += progress.inFlight
-            report.done = report.done && progress.done
-        }
-        if command.verb == .retry {
-            for loop in node.loops { loop.dispatcher.resumeSites() }
-        }
-        if command.verb == .suspend || command.verb == .resume {
-            let holds = await node.loops[0].partition.holds()
-            let store = node.holds
-            try await RelayNode.blocking { try store.save(holds) }
-        }
-        report.operation = ids.joined(separator: ".")
-        return report
-    }
+    func perform(_ command: AdminCommand) async throws -> OperationReport { try await node.perform(command) }
 
     func operation(_ id: String) async throws -> OperationReport? {
         var report = OperationReport(operation: id, verb: "", count: 0, inFlight: 0, done: true)

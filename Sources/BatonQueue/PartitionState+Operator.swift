@@ -6,7 +6,8 @@ import BatonModel
 struct VerbTask: Sendable {
     enum Verb: Sendable {
         case retry
-        case bounce(reply: SMTPReply, report: Bool)
+        /// Mail that arrived after `cutoff` is left alone.
+        case bounce(reply: SMTPReply, report: Bool, cutoff: Instant)
         case suspend
         case resume
     }
@@ -38,13 +39,14 @@ extension PartitionState {
         try begin(.retry, .retry, selector, at: now)
     }
 
-    /// Mail ends as `adminBounced`, without an NDR unless `report`. What is in flight is left alone and counted.
+    /// Mail that arrived by `cutoff` ends as `adminBounced`, without an NDR unless `report`. What is in flight is left alone and
+    /// counted.
     mutating func bounce(
-        _ selector: QueueSelector, reason: [UInt8], report: Bool, at now: Instant
+        _ selector: QueueSelector, reason: [UInt8], report: Bool, cutoff: Instant = .distantFuture, at now: Instant
     ) throws(OperationRefusal) -> OperationProgress {
         let text = Array("Baton internal: removed by the operator".utf8) + (reason.isEmpty ? [] : Array(": ".utf8))
         let reply = SMTPReply(code: 550, status: EnhancedStatus(5, 7, 1), text: text + reason, stage: .local).kept
-        return try begin(.bounce, .bounce(reply: reply, report: report), selector, at: now)
+        return try begin(.bounce, .bounce(reply: reply, report: report, cutoff: cutoff), selector, at: now)
     }
 
     /// Mail is set aside until `resume` or `until`, new mail too. It still expires. The same selector again sets a new end.
@@ -67,10 +69,13 @@ extension PartitionState {
         return try begin(.suspend, .suspend, selector, at: now)
     }
 
-    /// Ends the suspension of exactly this selector (`.all`: every one), and releases what no other one holds, spread.
-    mutating func resume(_ selector: QueueSelector, at now: Instant) throws(OperationRefusal) -> OperationProgress {
+    /// Ends the suspension of exactly this selector (`.all`: every one, unless `exactly`), and releases what no other one holds,
+    /// spread.
+    mutating func resume(
+        _ selector: QueueSelector, exactly: Bool = false, at now: Instant
+    ) throws(OperationRefusal) -> OperationProgress {
         try makeRoomForOperation()
-        if selector == .all {
+        if selector == .all, !exactly {
             for held in Array(holds.entries.keys) { dropHold(held) }
         } else {
             dropHold(selector)
@@ -163,6 +168,7 @@ extension PartitionState {
         guard task.match.matches(messages[slab[job].message], domain: domain, site: siteName(destination)) else {
             return
         }
+        if case .bounce(_, _, let cutoff) = task.verb, messages[slab[job].message].arrival > cutoff { return }
         let state = slab[job].state
         if state == .inFlight {
             _ = count(task, 0, inFlight: 1)
@@ -170,7 +176,7 @@ extension PartitionState {
         }
         switch task.verb {
         case .retry: retry(task, job, at: now)
-        case .bounce(let reply, let report):
+        case .bounce(let reply, let report, _):
             guard state == .ready || state == .waiting || state == .suspended || state == .damaged else { return }
             finish(job, .adminBounced, reply, report: report)
             _ = count(task, 1)

@@ -22,12 +22,13 @@ extension QueuePartition {
         return try state.retry(selector, at: time.now())
     }
 
-    /// Ends mail of the selector as `adminBounced`, with an NDR only if `report`. `reason` goes into events and NDR.
+    /// Ends mail of the selector that arrived by `cutoff` as `adminBounced`, with an NDR only if `report`. `reason` goes into
+    /// events and NDR.
     package func bounce(
-        _ selector: QueueSelector, reason: [UInt8] = [], report: Bool = false
+        _ selector: QueueSelector, reason: [UInt8] = [], report: Bool = false, cutoff: Instant = .distantFuture
     ) throws(OperationRefusal) -> OperationProgress {
         defer { perform() }
-        return try state.bounce(selector, reason: reason, report: report, at: time.now())
+        return try state.bounce(selector, reason: reason, report: report, cutoff: cutoff, at: time.now())
     }
 
     /// Sets mail of the selector aside, new mail too, until `until` (nil: until `resume`). It still expires. Surviving a
@@ -39,11 +40,13 @@ extension QueuePartition {
         return try state.suspend(selector, until: until, at: time.now())
     }
 
-    /// Ends the suspension of exactly this selector (`.all`: of every one). What no other suspension holds goes out as with
-    /// `retry`.
-    package func resume(_ selector: QueueSelector) throws(OperationRefusal) -> OperationProgress {
+    /// Ends the suspension of exactly this selector (`.all`: of every one, unless `exactly`). What no other suspension holds
+    /// goes out as with `retry`.
+    package func resume(
+        _ selector: QueueSelector, exactly: Bool = false
+    ) throws(OperationRefusal) -> OperationProgress {
         defer { perform() }
-        return try state.resume(selector, at: time.now())
+        return try state.resume(selector, exactly: exactly, at: time.now())
     }
 
     /// How far a verb has come; nil once it is forgotten (`QueueLimits.operations`).

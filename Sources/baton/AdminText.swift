@@ -126,7 +126,7 @@ enum AdminText {
         return "\(seconds)s"
     }
 
-    private static func incomplete(_ nodes: [String]) -> String {
+    static func incomplete(_ nodes: [String]) -> String {
         nodes.isEmpty ? "" : "\n(no answer from: \(nodes.map(LogEscape.plain).joined(separator: ", ")))"
     }
 }

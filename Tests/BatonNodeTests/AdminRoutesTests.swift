@@ -29,6 +29,8 @@ final class FakeNode: NodeInspecting {
             disk: .init(freeBytes: 5, totalBytes: 10, minFreeBytes: 1))
     }
 
+    func storedMessages() async -> Int { 12 }
+
     func queue(_ filter: AdminFilter) async throws -> QueueReport {
         state.withLock { $0.filters.append(filter) }
         return QueueReport(
@@ -264,7 +266,8 @@ func commandThatImpliesSomething(_ body: String) async throws {
     let routes = try routes()
     for path in [
         "/api/v1/messages/\(MessageID(high: 1, low: 1))", "/api/v1/messages/x", "/api/v1/operations/18", "/api/v1/x",
-        "/api/v2/queue", "/", "/api/v1/queue/dance", "/api/v1/queue/retry/x", "/api/v1/cluster",
+        "/api/v2/queue", "/", "/api/v1/queue/dance", "/api/v1/queue/retry/x", "/api/v1/cluster/x",
+        "/api/v1/cluster/drain/x",
     ] {
         #expect(await ask(routes, "GET", path).status == 404, "\(path)")
     }

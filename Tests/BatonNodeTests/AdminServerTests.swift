@@ -14,8 +14,8 @@ import Testing
 @testable import baton
 
 /// Runs a server on a free port around `body`, which gets the port and runs off the cooperative pool's loops.
-private func withServer(
-    _ node: FakeNode = FakeNode(), _ body: @escaping @Sendable (Int) throws -> Void
+func withServer(
+    _ node: any NodeInspecting = FakeNode(), _ body: @escaping @Sendable (Int) throws -> Void
 ) async throws {
     let group = MultiThreadedEventLoopGroup(numberOfThreads: 1)
     let (ports, continuation) = AsyncStream.makeStream(of: Int.self)
@@ -199,11 +199,18 @@ func urlThatIsNone(_ text: String) {
     #expect(refused(["check-config"]))
     #expect(refused(["spool", "inspect"]))
     #expect(refused(["serve", "--log-level", "loud"]))
+    #expect(refused(["cluster", "forget"]))
+    #expect(refused(["cluster", "drain", "n2", "n3"]))
+    #expect(refused(["cluster", "drain", "--deadline", "soon"]))
+    #expect(refused(["cluster", "drain", "--deadline", "25h"]))
+    #expect(refused(["cluster", "recover-registry", "n2"]))
     for words in [
         ["queue", "retry", "--all"], ["queue", "bounce", "X", "--reason", "r", "--report"],
         ["queue", "suspend", "--site", "s", "--for", "1h"], ["queue", "resume", "--sender", "@d"],
         ["queue", "list", "--state", "deferred", "--json"], ["trace", "--recipient", "a@b"],
         ["trace", "--message-id", "<x>"], ["check-config", "f", "--explain", "d"], ["spool", "inspect", "d", "--json"],
+        ["cluster", "status", "--json"], ["cluster", "drain"], ["cluster", "drain", "n2", "--deadline", "0s", "--exit"],
+        ["cluster", "forget", "n2"], ["cluster", "recover-registry", "--json"],
         ["serve"], ["serve", "--config", "f", "--log-format", "json"], ["version"],
     ] {
         _ = try Baton.parseAsRoot(words)
@@ -235,16 +242,7 @@ func urlThatIsNone(_ text: String) {
     try Data(sampleToken.utf8).write(to: token)
     try await withServer(node) { port in
         let at = ["--admin", "http://127.0.0.1:\(port)", "--token-file", token.path]
-        func code(_ words: [String]) -> Int32 {
-            let result = DispatchSemaphore(value: 0)
-            let box = CodeBox()
-            Task {
-                box.set(await Baton.run(arguments: words + at))
-                result.signal()
-            }
-            result.wait()
-            return box.value
-        }
+        func code(_ words: [String]) -> Int32 { exitCode(words + at) }
         #expect(code(["queue", "list", "--state", "deferred"]) == 0)
         #expect(code(["queue", "list", "--json"]) == 0)
         #expect(code(["queue", "show", sampleID.description]) == 0)
@@ -258,6 +256,23 @@ func urlThatIsNone(_ text: String) {
     #expect(seen.commands.first?.selector == .all)
     // The long operation was followed to its end.
     #expect(seen.steps <= 0)
+}
+
+/// A command blocks one thread of the default executor, of which the server that it asks needs another.
+private let oneCommand = NSLock()
+
+/// Runs a command from a thread that may block.
+func exitCode(_ words: [String]) -> Int32 {
+    oneCommand.lock()
+    defer { oneCommand.unlock() }
+    let result = DispatchSemaphore(value: 0)
+    let box = CodeBox()
+    Task {
+        box.set(await Baton.run(arguments: words))
+        result.signal()
+    }
+    result.wait()
+    return box.value
 }
 
 /// A code from a task to a thread.

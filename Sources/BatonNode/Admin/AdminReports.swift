@@ -20,6 +20,9 @@ package struct Nullable<Value: Codable & Sendable>: Codable, Sendable {
     }
 }
 
+extension Nullable: Equatable where Value: Equatable {}
+extension Nullable: Hashable where Value: Hashable {}
+
 /// `GET /health`.
 package struct HealthReport: Codable, Sendable {
     package enum State: String, Codable, Sendable {
@@ -29,6 +32,8 @@ package struct HealthReport: Codable, Sendable {
         case draining
         /// The spool takes no mail any more: a disk failed.
         case failed
+        /// A node of a cluster that reaches neither the other copies nor the control plane: no mail is taken.
+        case cutOff = "cut_off"
     }
 
     package struct Disk: Codable, Sendable {
@@ -40,6 +45,12 @@ package struct HealthReport: Codable, Sendable {
             self.freeBytes = freeBytes
             self.totalBytes = totalBytes
             self.minFreeBytes = minFreeBytes
+        }
+
+        /// 0 to 1, to the thousandth.
+        package var usedFraction: Double {
+            guard totalBytes > 0, freeBytes <= totalBytes else { return 0 }
+            return (Double(totalBytes - freeBytes) / Double(totalBytes) * 1000).rounded() / 1000
         }
     }
 
@@ -170,7 +181,7 @@ package struct QueueListReport: Codable, Sendable {
 }
 
 /// One thing that happened to a recipient: an attempt, or a verdict without one.
-package struct AttemptReport: Codable, Sendable {
+package struct AttemptReport: Codable, Sendable, Hashable {
     /// RFC 3339.
     package var time: String
     /// Reception, Delivery, TransientFailure, Bounce, Expiration, AdminBounce or DelayNotice, as in the event log.

@@ -46,15 +46,7 @@ struct AdminRoutes: Sendable {
     let token: AdminToken
 
     func answer(_ request: AdminRequest) async -> AdminAnswer {
-        do {
-            return try await routed(request)
-        } catch let problem as ProblemReport {
-            return .problem(problem)
-        } catch is CancellationError {
-            return .problem(ProblemReport(503, "Service Unavailable", "the node did not answer in time"))
-        } catch {
-            return .problem(ProblemReport(500, "Internal Server Error", LogEscape.plain("\(error)")))
-        }
+        await AdminResources(node: node).caught { try await routed(request) }
     }
 
     private func routed(_ request: AdminRequest) async throws -> AdminAnswer {
@@ -64,11 +56,11 @@ struct AdminRoutes: Sendable {
         let parts = request.path.split(separator: "/", omittingEmptySubsequences: true).map(String.init)
         switch parts {
         case ["health"]:
-            if let refusal = wrongMethod(request, "GET") { return refusal }
+            if let refusal = AdminResources.wrongMethod(request.method, request.path, "GET") { return refusal }
             let health = await node.health()
             return .json(health, status: health.isServing ? 200 : 503)
         case ["metrics"]:
-            if let refusal = wrongMethod(request, "GET") { return refusal }
+            if let refusal = AdminResources.wrongMethod(request.method, request.path, "GET") { return refusal }
             return AdminAnswer(
                 status: 200, contentType: "text/plain; version=0.0.4; charset=utf-8", body: Array(metrics.render().utf8)
             )
@@ -77,58 +69,12 @@ struct AdminRoutes: Sendable {
         guard isAuthorized(request) else {
             throw ProblemReport(401, "Unauthorized", "needs Authorization: Bearer and the token in admin.token")
         }
-        guard parts.count >= 3, parts[0] == "api", parts[1] == "v1" else { throw notFound(request.path) }
-        return try await api(Array(parts[2...]), request)
-    }
-
-    private func api(_ parts: [String], _ request: AdminRequest) async throws -> AdminAnswer {
-        let query = try AdminQuery(request.query)
-        switch (parts[0], parts.count) {
-        case ("queue", 1):
-            if let refusal = wrongMethod(request, "GET") { return refusal }
-            return .json(try await node.queue(try query.filter()))
-        case ("queue", 2) where parts[1] == "messages":
-            if let refusal = wrongMethod(request, "GET") { return refusal }
-            return .json(try await node.queuedMessages(try query.filter()))
-        case ("queue", 2):
-            guard let verb = AdminVerb(rawValue: parts[1]) else { throw notFound(request.path) }
-            if let refusal = wrongMethod(request, "POST") { return refusal }
-            try query.allow([])
-            return .json(try await node.perform(try AdminCommandBody.command(verb, request.body)))
-        case ("messages", 1):
-            if let refusal = wrongMethod(request, "GET") { return refusal }
-            return .json(
-                try await node.messages(
-                    try query.search(), limit: try query.limit(), cursor: query.values["cursor"],
-                    nodeOnly: try query.nodeOnly()))
-        case ("messages", 2):
-            if let refusal = wrongMethod(request, "GET") { return refusal }
-            try query.allow(["scope"])
-            guard let id = MessageID(text: Array(parts[1].utf8)),
-                let message = try await node.message(id, nodeOnly: try query.nodeOnly())
-            else { throw ProblemReport(404, "Not Found", "no message \(LogEscape.plain(String(parts[1].prefix(64))))") }
-            return .json(message)
-        case ("operations", 2):
-            if let refusal = wrongMethod(request, "GET") { return refusal }
-            try query.allow([])
-            guard let operation = try await node.operation(parts[1]) else {
-                throw ProblemReport(404, "Not Found", "no operation \(LogEscape.plain(String(parts[1].prefix(64))))")
-            }
-            return .json(operation)
-        default: throw notFound(request.path)
+        guard parts.count >= 3, parts[0] == "api", parts[1] == "v1" else {
+            throw AdminResources.notFound(request.path)
         }
-    }
-
-    private func notFound(_ path: String) -> ProblemReport {
-        ProblemReport(404, "Not Found", "no resource \(LogEscape.plain(String(path.prefix(200))))")
-    }
-
-    private func wrongMethod(_ request: AdminRequest, _ allowed: String) -> AdminAnswer? {
-        if request.method == allowed || (allowed == "GET" && request.method == "HEAD") { return nil }
-        var answer = AdminAnswer.problem(
-            ProblemReport(405, "Method Not Allowed", "\(LogEscape.plain(request.path)) takes \(allowed)"))
-        answer.allow = allowed
-        return answer
+        return try await AdminResources(node: node).answer(
+            request.method, Array(parts[2...]), try AdminQuery(request.query), body: request.body,
+            command: { try AdminCommandBody.command($0, request.body) })
     }
 
     private func isAuthorized(_ request: AdminRequest) -> Bool {
@@ -141,7 +87,10 @@ struct AdminRoutes: Sendable {
 
 /// The query of a request: known names once each.
 struct AdminQuery {
-    let values: [String: String]
+    var values: [String: String]
+
+    /// Rows of a page without `limit`.
+    static let defaultLimit = 100
 
     init(_ text: String) throws(ProblemReport) {
         var values: [String: String] = [:]
@@ -178,7 +127,7 @@ struct AdminQuery {
     }
 
     func limit() throws(ProblemReport) -> Int {
-        guard let text = values["limit"] else { return 100 }
+        guard let text = values["limit"] else { return Self.defaultLimit }
         guard let limit = Int(text), (1...AdminLimits.pageRows).contains(limit) else {
             throw Self.bad("limit is a number from 1 to \(AdminLimits.pageRows)")
         }
@@ -262,7 +211,7 @@ struct AdminCommandBody: Codable, Sendable {
         return try body.command(verb)
     }
 
-    private func command(_ verb: AdminVerb) throws -> AdminCommand {
+    func command(_ verb: AdminVerb) throws -> AdminCommand {
         if all == false { throw AdminQuery.bad("all is true or left out") }
         let given = [id != nil, domain != nil, site != nil, sender != nil, all != nil].filter { $0 }.count
         guard given == 1 else { throw AdminQuery.bad("give one of id, domain, site, sender and all") }

@@ -29,6 +29,34 @@ package struct AdminCommand: Sendable {
     package let report: Bool
     /// `suspend`: nil holds until `resume`.
     package let duration: TimeSpan?
+    /// `scope=node`: this node alone.
+    package var nodeOnly = false
+    /// What a `suspend` or `bounce` for the cluster put into the control plane: its instants are in force, not `duration`.
+    package var shared: SharedHold?
+    /// Revision of the control plane at which `shared` was put, or what a `resume` ends was removed; nil for this node alone.
+    package var revision: UInt64?
+}
+
+/// `POST /api/v1/cluster/drain`.
+package struct ClusterDrainCommand: Sendable, Hashable {
+    /// Nil: the node addressed.
+    package var node: String?
+    package var deadline: TimeSpan
+    package var exit: Bool
+
+    package init(node: String? = nil, deadline: TimeSpan = ClusterAdminLimits.drainDeadline, exit: Bool = false) {
+        self.node = node
+        self.deadline = deadline
+        self.exit = exit
+    }
+
+    /// `0s` to `24h` in the configuration's grammar; nil for anything else.
+    package static func deadline(_ text: String) -> TimeSpan? {
+        guard let span = try? ConfigurationGrammar.duration(text), span <= ClusterAdminLimits.drainDeadlineMax else {
+            return nil
+        }
+        return span
+    }
 }
 
 /// What a listing is restricted to; nil restricts nothing.
@@ -64,6 +92,8 @@ package enum MessageSearch: Sendable {
 /// `AdminLimits.requestTimeout` until the client gets 503. Throws `ProblemReport` for what the client is to be told.
 package protocol NodeInspecting: Sendable {
     func health() async -> HealthReport
+    /// Messages that are not final.
+    func storedMessages() async -> Int
     /// Sites of the queue. `state` is ignored.
     func queue(_ filter: AdminFilter) async throws -> QueueReport
     /// Queued recipients.
@@ -75,6 +105,41 @@ package protocol NodeInspecting: Sendable {
     func perform(_ command: AdminCommand) async throws -> OperationReport
     /// Nil for an id that is unknown or forgotten.
     func operation(_ id: String) async throws -> OperationReport?
+
+    func cluster(nodeOnly: Bool) async throws -> ClusterStatusReport
+    func drain(_ command: ClusterDrainCommand) async throws -> ClusterDrainReport
+    /// Nil node: the node addressed. Nil where no drain of it is known.
+    func drainProgress(_ node: String?) async throws -> ClusterDrainReport?
+    func forget(_ node: String) async throws -> ClusterForgetReport
+    func recoverRegistry() async throws -> ClusterRecoveryReport
+}
+
+/// A node on its own.
+extension NodeInspecting {
+    package func cluster(nodeOnly: Bool) async throws -> ClusterStatusReport {
+        let health = await health()
+        return ClusterStatusReport(name: nil, copies: health.copies, nodes: [await member(health)])
+    }
+
+    package func drain(_ command: ClusterDrainCommand) async throws -> ClusterDrainReport { throw alone }
+    package func drainProgress(_ node: String?) async throws -> ClusterDrainReport? { throw alone }
+    package func forget(_ node: String) async throws -> ClusterForgetReport { throw alone }
+    package func recoverRegistry() async throws -> ClusterRecoveryReport { throw alone }
+
+    private var alone: ProblemReport { ProblemReport(409, "Conflict", "this node is in no cluster") }
+
+    /// This node's row as it knows itself.
+    func member(_ health: HealthReport) async -> ClusterStatusReport.Member {
+        let state: ClusterNodeState =
+            switch health.state {
+            case .starting: .joining
+            case .serving, .degraded, .failed, .cutOff: .serving
+            case .draining: .draining
+            }
+        return ClusterStatusReport.Member(
+            id: health.node, state: state, version: health.version, messages: await storedMessages(),
+            diskUsedFraction: health.disk.usedFraction)
+    }
 }
 
 /// The admin HTTP's bounds (docs/LIMITS.md).

@@ -94,7 +94,14 @@ extension RelayNode {
     package func follow(_ shared: SharedHolds, again: Bool) async throws {
         try await holds.turns.run {
             let steps = self.holds.book.withLock { $0.steps(toward: shared, at: self.time.now(), again: again) }
-            for step in steps { try await self.take(step) }
+            var waiting: [HoldBook.Step] = []
+            for step in steps {
+                do {
+                    try await self.take(step)
+                } catch OperationRefusal.tooManyHolds { waiting.append(step) }
+            }
+            // The resumptions may have made room.
+            for step in waiting { try await self.take(step) }
             self.holds.book.withLock { $0.followed(shared) }
             if steps.contains(where: { if case .bounce = $0 { false } else { true } }) { try await self.saveHolds() }
         }

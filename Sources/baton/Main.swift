@@ -9,7 +9,9 @@ struct Baton: AsyncParsableCommand {
         commandName: "baton",
         abstract: "A durable SMTP relay: what it answers 250 to is on disk.",
         discussion: "`baton serve` runs a node; the other commands look at one or at its files. See docs/CLI.md.",
-        subcommands: [Serve.self, CheckConfig.self, Queue.self, Trace.self, Cluster.self, SpoolCommand.self, Version.self])
+        subcommands: [
+            Serve.self, CheckConfig.self, Queue.self, Trace.self, Cluster.self, SpoolCommand.self, Version.self,
+        ])
 
     static func main() async {
         Glibc.exit(await run(arguments: Array(CommandLine.arguments.dropFirst())))

@@ -209,7 +209,8 @@ func urlThatIsNone(_ text: String) {
         ["queue", "suspend", "--site", "s", "--for", "1h"], ["queue", "resume", "--sender", "@d"],
         ["queue", "list", "--state", "deferred", "--json"], ["trace", "--recipient", "a@b"],
         ["trace", "--message-id", "<x>"], ["check-config", "f", "--explain", "d"], ["spool", "inspect", "d", "--json"],
-        ["cluster", "status", "--json"], ["cluster", "drain"], ["cluster", "drain", "n2", "--deadline", "0s", "--exit"],
+        ["cluster", "status", "--json"], ["cluster", "drain"],
+        ["cluster", "drain", "n2", "--deadline", "0s", "--exit"],
         ["cluster", "forget", "n2"], ["cluster", "recover-registry", "--json"],
         ["serve"], ["serve", "--config", "f", "--log-format", "json"], ["version"],
     ] {

@@ -151,8 +151,8 @@ private func last(_ cluster: FakeCluster, _ name: String) throws -> AdminCommand
         ])
     #expect(
         book.steps(toward: shared, at: now, again: false) == [
-            .resume(domain), .bounce(bounce("b0", made: now - .seconds(1))),
-            .bounce(bounce("b1")), .suspend(shared.holds[1]),
+            .bounce(bounce("b0", made: now - .seconds(1))), .bounce(bounce("b1")), .suspend(shared.holds[1]),
+            .resume(domain),
         ])
     for hold in shared.holds where !hold.isOver(at: now) { book.applied(hold, at: nil) }
     book.forgotten(domain)
@@ -164,7 +164,7 @@ private func last(_ cluster: FakeCluster, _ name: String) throws -> AdminCommand
     let anew = SharedHolds(revision: 6, holds: [suspension("anew", .site("s"), until: now + .hours(2))])
     #expect(
         book.steps(toward: anew, at: now, again: false)
-            == [.resume(.senderDomain(Domain("b.test"))), .suspend(anew.holds[0])])
+            == [.suspend(anew.holds[0]), .resume(.senderDomain(Domain("b.test")))])
     book.followed(anew)
     #expect(book.bounced.isEmpty, "forgotten with their keys")
 }

@@ -148,8 +148,8 @@ final class Harness {
         return progress
     }
 
-    func resume(_ selector: QueueSelector) throws -> OperationProgress {
-        let progress = try state.resume(selector, at: now)
+    func resume(_ selector: QueueSelector, exactly: Bool = false) throws -> OperationProgress {
+        let progress = try state.resume(selector, exactly: exactly, at: now)
         perform()
         return progress
     }
@@ -160,8 +160,10 @@ final class Harness {
         return progress
     }
 
-    func bounce(_ selector: QueueSelector, report: Bool = false) throws -> OperationProgress {
-        let progress = try state.bounce(selector, reason: Array("why".utf8), report: report, at: now)
+    func bounce(
+        _ selector: QueueSelector, report: Bool = false, cutoff: Instant = .distantFuture
+    ) throws -> OperationProgress {
+        let progress = try state.bounce(selector, reason: Array("why".utf8), report: report, cutoff: cutoff, at: now)
         perform()
         return progress
     }

@@ -168,6 +168,34 @@ import Testing
     #expect(harness.violations() == [])
 }
 
+@Test func bounceHitsMailFromAfterItsCutoff() throws {
+    let harness = Harness()
+    harness.receive(message(1, to: ["u@x.test"]))
+    let cutoff = harness.now
+    harness.advance(by: .seconds(1))
+    harness.receive(message(2, to: ["u@x.test"], arrival: harness.now))
+    let progress = try harness.bounce(.all, cutoff: cutoff)
+    #expect(progress.count == 1 && progress.done)
+    #expect(harness.finals.map(\.message.record) == [1])
+    #expect(try harness.bounce(.all, cutoff: cutoff - .seconds(1)).count == 0)
+    #expect(try harness.bounce(.all).count == 1)
+    #expect(harness.violations() == [])
+}
+
+@Test func exactResumptionEndsOtherSuspensions() throws {
+    let harness = Harness()
+    harness.receive(message(1, to: ["u@x.test"]))
+    harness.receive(message(2, to: ["u@y.test"]))
+    _ = try harness.suspend(.domain(Domain("x.test")))
+    _ = try harness.suspend(.all)
+    #expect(harness.totals.suspended == 2)
+    #expect(try harness.resume(.all, exactly: true).count == 1)
+    #expect(harness.totals.suspended == 1)
+    #expect(harness.state.holdList.map(\.selector) == [.domain(Domain("x.test"))])
+    #expect(try harness.resume(.all).count == 1)
+    #expect(harness.violations() == [])
+}
+
 @Test func longBounceHitsMailThatCameLater() throws {
     let harness = Harness()
     for number in 0..<3_000 { harness.receive(message(UInt32(number), to: ["u@x.test"], body: false)) }

@@ -141,7 +141,8 @@ struct HoldBook: Sendable {
     /// The control plane's revisions have begun anew (a restored etcd): what it says now counts.
     mutating func revisionsBeganAnew() { revision = 0 }
 
-    /// What to do so that this node follows `shared`, resumptions first. `again`: mail has come that earlier bounces have not
+    /// What to do so that this node follows `shared`. Resumptions come last, so that mail which a new suspension holds does not
+    /// slip out between the two. `again`: mail has come that earlier bounces have not
     /// met (a start, a take-over), so all of them are due.
     func steps(toward shared: SharedHolds, at now: Instant, again: Bool) -> [Step] {
         guard shared.revision >= revision else { return [] }
@@ -157,7 +158,7 @@ struct HoldBook: Sendable {
             }
         }
         let ended = marks.filter { !wanted.contains($0.key) }.sorted { $0.value < $1.value }
-        return ended.map { .resume($0.key) } + steps
+        return steps + ended.map { .resume($0.key) }
     }
 
     /// A snapshot that was followed.

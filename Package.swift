@@ -129,7 +129,7 @@ let floor6: [Target] = [
             [
                 "BatonCore", "BatonRuntime", "BatonModel", "BatonSMTP", "BatonMail", "BatonSpool", "BatonQueue",
                 "BatonDNS", "BatonIngress", "BatonDelivery", "BatonPeer", "BatonHTTPClient", "BatonControlPlane",
-                "BatonCluster", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics,
+                "BatonCluster", "BatonTLS", "CBatonSystem", nioCore, nioPosix, deque, logging, metrics,
                 lifecycle, unixSignals, yams, hummingbird,
             ])
 ]

@@ -108,8 +108,11 @@ package final class Registration: Sendable {
         guard case .committed(let header) = put else { throw .unknown("the node's key is there again") }
         agent.registered(at: header.revision)
         let keeper = LeaseKeeper(granted, of: plane, sentAt: sentAt) { [logger] news in
-            logger.notice("cluster: lease", metadata: ["news": "\(news)"])
-            if case .gone = news { lost() }
+            switch news {
+            case .alive: break
+            case .overdue: logger.warning("cluster: the lease is overdue; others may take this node for dead")
+            case .gone: lost()
+            }
         }
         state.withLock { state in
             state.keeper = keeper

@@ -7,6 +7,7 @@ import BatonModel
 import BatonPeer
 import BatonRuntime
 import BatonSpool
+import BatonTLS
 import Foundation
 import Logging
 import NIOCore
@@ -86,7 +87,13 @@ final class NodeCluster: Sendable {
 
     private static func security(_ settings: ClusterSettings) throws(NodeError) -> PeerSecurity {
         if settings.insecurePlaintext { return .plaintext }
-        throw NodeError("cluster.tls: this build has no TLS between nodes yet", exitCode: 78)
+        guard let ca = settings.tls.ca, let certificate = settings.tls.certificate, let key = settings.tls.privateKey
+        else { throw NodeError("cluster.tls: ca, certificate and private_key are needed", exitCode: 78) }
+        do throws(TLSFileError) {
+            return .tls(try TLSContext(TLSFiles(authority: ca, certificate: certificate, privateKey: key)))
+        } catch {
+            throw NodeError("cluster.tls: \(error)", exitCode: 78)
+        }
     }
 
     /// What the spool is opened with.

@@ -42,7 +42,7 @@ package enum NodeRunner {
         do {
             let token = try AdminToken.openOrCreate(dataDirectory: configuration.node.dataDirectory)
             admin = AdminServer(
-                address: configuration.admin.address, node: NodeInspector(node: node), metrics: metrics, token: token,
+                address: configuration.admin.address, node: inspector(of: node), metrics: metrics, token: token,
                 group: controlGroup, logger: logger, onListening: { port in tellReady.yield(port) })
         } catch {
             printLine("baton: \(error)")
@@ -69,6 +69,19 @@ package enum NodeRunner {
             printLine("baton: \(error)")
             return (error as? NodeError)?.exitCode ?? 1
         }
+    }
+
+    /// Answers for this node, or for the cluster that it is in.
+    private static func inspector(of node: RelayNode) -> any NodeInspecting {
+        guard let cluster = node.cluster else { return NodeInspector(node: node) }
+        let administration = ClusterAdministration(relay: node, cluster: cluster)
+        let local = NodeInspector(node: node, cluster: administration)
+        administration.bind(PeerQueries(node: local))
+        return ClusterInspector(
+            local: local, runtime: administration, holds: administration, time: { node.time.now() },
+            freshID: {
+                [SystemRandom.uint64(), SystemRandom.uint64()].map(ClusterStatusReport.Member.digits).joined()
+            })
     }
 
     /// On standard error whatever the log's format is: the contract promises it as a line.

@@ -259,6 +259,17 @@ package final class RelayNode: Sendable {
         logger.notice("Stopped")
     }
 
+    /// The last step of a drain: deliveries under way get their answer, within `shutdown_grace`, and no other begins.
+    func stopDelivering() async {
+        let grace = current.get().node.shutdownGrace
+        await withTaskGroup(of: Void.self) { group in
+            for loop in loops {
+                group.addTask { try? await loop.dispatcher.shutDown(grace: grace).get() }
+            }
+        }
+        await settleReports(within: grace)
+    }
+
     /// Reports on their way into the spool get their answer; what is left is tried again after the next start.
     private func settleReports(within grace: TimeSpan) async {
         let end = time.now() + grace

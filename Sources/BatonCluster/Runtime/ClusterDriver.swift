@@ -100,7 +100,7 @@ struct ClusterDriver: Sendable {
 
     private mutating func take(_ view: ClusterView) {
         let me = runtime.settings.me.node
-        runtime.view.withLock { $0 = view }
+        runtime.view = view
         runtime.transport.peers(
             view.nodes.compactMap { node in
                 guard let run = node.run, let address = PeerAddress(node.address) else { return nil }
@@ -180,7 +180,7 @@ struct ClusterDriver: Sendable {
         case .dropIfEmpty(let id): dropIfEmpty(id)
         case .tookOver(let id, let former):
             runtime.notices.withLock { notices in
-                notices.append(TakeoverNotice(segment: id, from: former.node, at: runtime.time.now()))
+                notices.append(TakeoverNotice(segment: id, from: former, at: runtime.time.now()))
                 if notices.count > DriverLimits.notices { notices.removeFirst() }
             }
         case .restart(let reason): runtime.onRestart(reason)

@@ -23,7 +23,10 @@ package struct ClusterPaths: Sendable {
         let parts = [id.writer.value, id.incarnation.value, id.index].map(SegmentName.hex)
         return ControlKey(root + "segments/" + parts.joined(separator: "/"))
     }
+    package var holds: ControlKey { ControlKey(root + "holds/") }
     package func hold(_ name: String) -> ControlKey { ControlKey(root + "holds/" + name) }
+    package var drains: ControlKey { ControlKey(root + "drains/") }
+    package func drain(_ name: String) -> ControlKey { ControlKey(root + "drains/" + name) }
 }
 
 /// What a node says of itself, under its lease.
@@ -74,6 +77,20 @@ package struct RosterEntry: Codable, Hashable, Sendable {
     package init(id: String, disk: UInt64) {
         self.id = id
         self.disk = SegmentName.hex(disk)
+    }
+}
+
+/// An operator's wish that a node leaves in order.
+package struct DrainRequest: Codable, Hashable, Sendable {
+    package var node: String
+    /// Nanoseconds since the epoch.
+    package var deadline: Int64
+    package var exit: Bool
+
+    package init(node: String, deadline: Instant, exit: Bool) {
+        self.node = node
+        self.deadline = deadline.nanoseconds
+        self.exit = exit
     }
 }
 
@@ -188,6 +205,9 @@ package struct ClusterView: Sendable {
     package var created: [NodeID: ControlRevision] = [:]
     package var revisions: [NodeID: ControlRevision] = [:]
     package var roster: [RosterEntry] = []
+    package var drains: [DrainRequest] = []
+    /// Operators' holds, for who reads them.
+    package var holds: [ControlEntry] = []
 
     /// What cannot be read is left out: it is somebody else's, or of a later version.
     package init(_ found: ControlListing, in paths: ClusterPaths) {
@@ -206,6 +226,10 @@ package struct ClusterView: Sendable {
                 revisions[record.node] = entry.modified
             } else if text.hasPrefix("roster/") {
                 if let member: RosterEntry = ClusterCodec.decode(entry.value) { roster.append(member) }
+            } else if text.hasPrefix("drains/") {
+                if let request: DrainRequest = ClusterCodec.decode(entry.value) { drains.append(request) }
+            } else if text.hasPrefix("holds/") {
+                holds.append(entry)
             } else if text.hasPrefix("forgotten/") {
                 let parts = text.split(separator: "/")
                 guard parts.count == 3, let disk = UInt64(parts[2], radix: 16) else { continue }

@@ -84,7 +84,7 @@ package struct ClusterHandlers: Sendable {
 /// A takeover, for status and logs.
 package struct TakeoverNotice: Hashable, Sendable {
     package let segment: SegmentID
-    package let from: NodeID
+    package let from: Drainer
     package let at: Instant
 }
 
@@ -110,12 +110,12 @@ package final class ClusterRuntime: Sendable {
     let joiners = Mutex<[PeerSessionID: ChunkJoiner]>([:])
     /// Who last sent outcomes of a segment: told when they are synced.
     let drainers = Mutex<[SegmentID: NodeID]>([:])
-    let view = Mutex<ClusterView?>(nil)
+    private let latest = Mutex<ClusterView?>(nil)
     let notices = Mutex<[TakeoverNotice]>([])
     private let parts = Mutex<ClusterParts?>(nil)
     private let bound = Mutex(ClusterHandlers())
     private let threads = Mutex<[DedicatedThread]>([])
-    private let watch = Mutex<(any ControlWatch)?>(nil)
+    private let watches = Mutex<[any ControlWatch]>([])
     let onRestart: @Sendable (ClusterState.RestartReason) -> Void
 
     /// What blocks for long: reading a segment, removing files.
@@ -188,19 +188,18 @@ package final class ClusterRuntime: Sendable {
                 self.logger.critical("cluster: this node cannot register", metadata: ["why": "\(error)"])
             }
         }
-        let opened = agent.plane.watch(agent.paths.nodes, after: nil, resync: .seconds(5)) { [mailbox] event in
-            if case .interrupted = event { return }
-            mailbox.deliver(CollectionOfOne(.event(.hint)))
+        for prefix in [agent.paths.nodes, agent.paths.holds, agent.paths.drains] {
+            let opened = agent.plane.watch(prefix, after: nil, resync: .seconds(30)) { [mailbox] event in
+                guard case .changes = event else { return }
+                mailbox.deliver(CollectionOfOne(.event(.hint)))
+            }
+            if let opened { watches.withLock { $0.append(opened) } }
         }
-        watch.withLock { $0 = opened }
     }
 
     /// Leaves: the node's key goes, so that others take over at once. Blocking parts are on their own threads.
     package func stop(forGood: Bool = false) async {
-        watch.withLock { watch in
-            watch?.cancel()
-            watch = nil
-        }
+        for watch in watches.withLock({ $0 }) { watch.cancel() }
         await registration.stop(forGood: forGood)
         await transport.stop()
         mailbox.close()
@@ -221,6 +220,22 @@ package final class ClusterRuntime: Sendable {
             try? await Task.sleep(nanoseconds: 20_000_000)
         }
     }
+
+    /// What the control plane listed last.
+    package var view: ClusterView? {
+        get { latest.withLock { $0 } }
+        set { latest.withLock { $0 = newValue } }
+    }
+
+    package var takeoverNotices: [TakeoverNotice] { notices.withLock { $0 } }
+
+    /// Whether the own node key stands, by what was listed last.
+    package var isRegistered: Bool {
+        view?.nodes.contains { $0.run == settings.me } ?? false
+    }
+
+    /// Look at the control plane soon.
+    package func refresh() { tell(.hint) }
 
     func tell(_ event: TakeoverEvent) { mailbox.deliver(CollectionOfOne(.event(event))) }
 

@@ -53,7 +53,11 @@ package final class Registration: Sendable {
 
     private func check(_ view: ClusterView) throws(RegistrationRefusal) {
         let mine = EnsembleMember(node: entry.node, diskID: disk)
-        if view.listing.forgotten.contains(mine) {
+        // A node that was drained, or whose last segment has gone since, may come back with its disk.
+        let isNamed = view.listing.keys.contains { key in
+            key.ensemble.contains(mine) || key.former.contains(mine) || key.joining == mine
+        }
+        if view.listing.forgotten.contains(mine), isNamed {
             throw RegistrationRefusal(
                 description: "this disk of node \(entry.id) was declared lost (baton cluster forget \(entry.id)): "
                     + "move data_dir away and start with an empty one")
@@ -104,6 +108,7 @@ package final class Registration: Sendable {
                 [
                     .put(path, ClusterCodec.json(entry), lease: granted.id),
                     .put(paths.roster(entry.id), ClusterCodec.json(RosterEntry(id: entry.id, disk: disk))),
+                    .delete(paths.forgotten(entry.id, disk: disk)), .delete(paths.drain(entry.id)),
                 ]))
         guard case .committed(let header) = put else { throw .unknown("the node's key is there again") }
         agent.registered(at: header.revision)
@@ -150,7 +155,18 @@ package final class Registration: Sendable {
             return (state.keeper, state.lease)
         }
         agent.registered(at: nil)
-        if forGood { _ = try? await plane.commit(ControlTransaction(if: [], [.delete(paths.roster(entry.id))])) }
+        if forGood {
+            // This disk answers no more: finished segments need not wait for its word (PROTOCOL C3).
+            _ = try? await plane.commit(
+                ControlTransaction(
+                    if: [],
+                    [
+                        .delete(paths.roster(entry.id)), .delete(paths.drain(entry.id)),
+                        .put(
+                            paths.forgotten(entry.id, disk: disk),
+                            ClusterCodec.json(RosterEntry(id: entry.id, disk: disk))),
+                    ]))
+        }
         if let lease { try? await plane.revoke(lease) }
         keeper?.stop()
     }

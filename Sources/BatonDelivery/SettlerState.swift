@@ -389,7 +389,7 @@ struct SettlerState: StateMachine {
         at instant: Instant, report: StoredMessageRef?
     ) {
         let index = item.recipient.recipient
-        let type: MailEventType
+        let type: MailEventType?
         switch item.verdict {
         case .delivered: type = .delivery
         case .deferred, .inDoubt: type = .transientFailure
@@ -397,8 +397,9 @@ struct SettlerState: StateMachine {
         case .expired: type = .expiration
         case .adminBounced: type = .adminBounce
         case .delayNoticeSent: type = .delayNotice
+        case .withdrawn: type = nil
         }
-        if envelope.recipients.indices.contains(Int(index)) {
+        if let type, envelope.recipients.indices.contains(Int(index)) {
             events.append(
                 MailEvent(
                     type: type, at: instant, envelope: envelope, recipient: index, attempts: item.attempts,

@@ -77,12 +77,17 @@ package final class Envelope: Sendable {
     /// What this message reports, if it is a report.
     package let subjects: [ReportSubject]
     package let traits: BodyTraits
+    /// The SUBMIT of this copy; nil for a message that its ingress node kept from the start.
+    package let submit: SubmitMark?
+    /// For a part of a message: for each recipient the how many-th it was in the whole, strictly rising. Nil: the whole.
+    package let numbers: [UInt32]?
 
     package init(
         id: MessageID, arrival: Instant, sender: MailAddress?, envid: [UInt8] = [],
         returnContent: ReturnContent = .unspecified, flags: EnvelopeFlags = [], senderClass: UInt64 = 0,
         user: [UInt8] = [], client: [UInt8] = [], sessionID: UInt64 = 0, messageIDField: [UInt8] = [],
-        recipients: [EnvelopeRecipient], subjects: [ReportSubject] = [], traits: BodyTraits
+        recipients: [EnvelopeRecipient], subjects: [ReportSubject] = [], traits: BodyTraits,
+        submit: SubmitMark? = nil, numbers: [UInt32]? = nil
     ) {
         self.id = id
         self.arrival = arrival
@@ -98,5 +103,7 @@ package final class Envelope: Sendable {
         self.recipients = recipients
         self.subjects = subjects
         self.traits = traits
+        self.submit = submit
+        self.numbers = numbers
     }
 }

@@ -14,13 +14,20 @@ import NIOCore
 ///     (the sender is followed by u16 octets of its local part)
 ///     u32 recipients, each: u16 n, address   u16 octets of the local part   u8 notify   u16 n, ORCPT
 ///     u32 subjects, each:   u64 u64 message id   u32 recipient   u8 kind
+///     only with flag 0x8000, so that a reader from before refuses it instead of sending what is held:
+///     u8  bits, not 0 (1: submit key, 2: held, only with 1; 4: numbers)
+///     submit key: u64 ingress node   u64 its incarnation   u64 counter
+///     held:       u64 receiver node  u64 its incarnation
+///     numbers:    u32 for each recipient, strictly rising, below `Limits.recipientsPerEnvelope`
 /// ```
 package enum EnvelopeCodec {
     package static let version: UInt8 = 1
 
     package static func encode(_ envelope: Envelope, into buffer: inout ByteBuffer) {
-        buffer.writeMultipleIntegers(
-            version, envelope.returnContent.rawValue, envelope.flags.rawValue, endianness: .little)
+        let placement = placementBits(envelope)
+        // `extended` says nothing to anybody but the decoder.
+        let flags = envelope.flags.rawValue & ~extended | (placement == 0 ? 0 : extended)
+        buffer.writeMultipleIntegers(version, envelope.returnContent.rawValue, flags, endianness: .little)
         buffer.writeMultipleIntegers(
             envelope.id.high, envelope.id.low, envelope.arrival.nanoseconds, envelope.senderClass, envelope.sessionID,
             endianness: .little)
@@ -50,6 +57,7 @@ package enum EnvelopeCodec {
                 subject.message.high, subject.message.low, subject.recipient, subject.kind.rawValue, endianness: .little
             )
         }
+        if placement != 0 { writePlacement(envelope, placement, into: &buffer) }
     }
 
     /// Nil for anything that `encode` cannot have written. Reads the whole of `buffer`.
@@ -65,7 +73,9 @@ package enum EnvelopeCodec {
             let senderBytes = read(&buffer), let senderLocal: UInt16 = buffer.readInteger(endianness: .little),
             let envid = read(&buffer), let user = read(&buffer), let client = read(&buffer),
             let messageIDField = read(&buffer), let recipients = readRecipients(&buffer),
-            let subjects = readSubjects(&buffer), buffer.readableBytes == 0
+            let subjects = readSubjects(&buffer),
+            let (submit, numbers) = readPlacement(&buffer, flags, recipients: recipients.count),
+            buffer.readableBytes == 0
         else { return nil }
         var sender: MailAddress?
         if senderBytes.isEmpty {
@@ -76,9 +86,10 @@ package enum EnvelopeCodec {
         }
         return Envelope(
             id: MessageID(high: high, low: low), arrival: Instant(nanoseconds: arrival), sender: sender, envid: envid,
-            returnContent: returnContent, flags: EnvelopeFlags(rawValue: flags), senderClass: senderClass, user: user,
+            returnContent: returnContent, flags: EnvelopeFlags(rawValue: flags & ~extended), senderClass: senderClass,
+            user: user,
             client: client, sessionID: session, messageIDField: messageIDField, recipients: recipients,
-            subjects: subjects, traits: traits)
+            subjects: subjects, traits: traits, submit: submit, numbers: numbers)
     }
 
     private static func write(_ bytes: [UInt8], into buffer: inout ByteBuffer) {
@@ -143,5 +154,64 @@ package enum EnvelopeCodec {
                 ReportSubject(message: MessageID(high: high, low: low), recipient: recipient, kind: kind))
         }
         return subjects
+    }
+
+    // MARK: Placement
+
+    private static let extended: UInt16 = 0x8000
+
+    private static func placementBits(_ envelope: Envelope) -> UInt8 {
+        let numbered = envelope.numbers.map { $0.count == envelope.recipients.count } ?? false
+        return (envelope.submit == nil ? 0 : 1) | (envelope.submit?.held == nil ? 0 : 2) | (numbered ? 4 : 0)
+    }
+
+    private static func writePlacement(_ envelope: Envelope, _ bits: UInt8, into buffer: inout ByteBuffer) {
+        buffer.writeInteger(bits)
+        if let submit = envelope.submit {
+            buffer.writeMultipleIntegers(
+                submit.ingress.value, submit.ingressIncarnation.value, submit.counter, endianness: .little)
+            if let held = submit.held {
+                buffer.writeMultipleIntegers(held.receiver.value, held.incarnation.value, endianness: .little)
+            }
+        }
+        guard bits & 4 != 0 else { return }
+        for number in envelope.numbers ?? [] { buffer.writeInteger(number, endianness: .little) }
+    }
+
+    /// Nil is malformed; two nils are an envelope without either.
+    private static func readPlacement(
+        _ buffer: inout ByteBuffer, _ flags: UInt16, recipients: Int
+    ) -> (submit: SubmitMark?, numbers: [UInt32]?)? {
+        guard flags & extended != 0 else { return (nil, nil) }
+        guard let bits: UInt8 = buffer.readInteger(), (1...7).contains(bits), bits & 3 != 2 else { return nil }
+        var submit: SubmitMark?
+        if bits & 1 != 0 {
+            guard
+                let (node, incarnation, counter) = buffer.readMultipleIntegers(
+                    endianness: .little, as: (UInt64, UInt64, UInt64).self)
+            else { return nil }
+            var held: SubmitMark.HeldFor?
+            if bits & 2 != 0 {
+                guard
+                    let (receiver, run) = buffer.readMultipleIntegers(
+                        endianness: .little, as: (UInt64, UInt64).self)
+                else { return nil }
+                held = SubmitMark.HeldFor(receiver: NodeID(value: receiver), incarnation: Incarnation(value: run))
+            }
+            submit = SubmitMark(
+                ingress: NodeID(value: node), ingressIncarnation: Incarnation(value: incarnation), counter: counter,
+                held: held)
+        }
+        guard bits & 4 != 0 else { return (submit, nil) }
+        guard recipients * 4 <= buffer.readableBytes else { return nil }
+        var numbers: [UInt32] = []
+        numbers.reserveCapacity(recipients)
+        for _ in 0..<recipients {
+            guard let number: UInt32 = buffer.readInteger(endianness: .little),
+                number < UInt32(Limits.recipientsPerEnvelope), numbers.last.map({ $0 < number }) ?? true
+            else { return nil }
+            numbers.append(number)
+        }
+        return (submit, numbers)
     }
 }

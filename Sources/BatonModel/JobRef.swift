@@ -11,6 +11,9 @@ package struct StoredMessageRef: Hashable, Sendable, BitwiseCopyable {
         self.segment = segment
         self.record = record
     }
+
+    /// A message that is durable on other nodes and not here.
+    package static let elsewhere = StoredMessageRef(segment: .max, record: .max)
 }
 
 /// One recipient of a stored message: the unit of scheduling and of outcomes.

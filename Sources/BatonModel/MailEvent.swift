@@ -87,7 +87,7 @@ package struct MailEvent: Sendable {
         var hash = StableHash()
         hash.combine(envelope.id.high)
         hash.combine(envelope.id.low)
-        hash.combine(UInt64(recipient))
+        hash.combine(UInt64(envelope.number(of: recipient)))
         hash.combine(type.isFinal ? UInt8(0xff) : type.rawValue)
         if !type.isFinal { hash.combine(UInt64(attempts)) }
         let first = hash.finish()

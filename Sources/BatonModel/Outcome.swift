@@ -15,12 +15,14 @@ package enum OutcomeVerdict: Hashable, Sendable {
     case expired
     /// An operator removed it. Final.
     case adminBounced
+    /// Another node has the message (PROTOCOL S6): this copy never counted. Final; no event, nobody is told.
+    case withdrawn
     /// A delay notice for this recipient is durable; the recipient stays queued.
     case delayNoticeSent
 
     package var isFinal: Bool {
         switch self {
-        case .delivered, .bounced, .expired, .adminBounced: true
+        case .delivered, .bounced, .expired, .adminBounced, .withdrawn: true
         case .deferred, .inDoubt, .delayNoticeSent: false
         }
     }

@@ -126,6 +126,7 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
         case .expired: .expiration
         case .adminBounced: .adminBounce
         case .delayNoticeSent: .delayNotice
+        case .withdrawn: nil
         }
     }
 

@@ -98,6 +98,7 @@ package struct OutcomeRecord: Hashable, Sendable {
         case .expired: (5, .epoch)
         case .adminBounced: (6, .epoch)
         case .delayNoticeSent: (7, .epoch)
+        case .withdrawn: (8, .epoch)
         }
     }
 
@@ -110,6 +111,7 @@ package struct OutcomeRecord: Hashable, Sendable {
         case 5: .expired
         case 6: .adminBounced
         case 7: .delayNoticeSent
+        case 8: .withdrawn
         default: nil
         }
     }

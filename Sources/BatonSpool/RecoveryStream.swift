@@ -54,7 +54,7 @@ struct RecoveryStream {
                 due = until
                 doubts &+= 1
             case .delayNoticeSent: delayNoticeSent = true
-            case .delivered, .bounced, .expired, .adminBounced: final = true
+            case .delivered, .bounced, .expired, .adminBounced, .withdrawn: final = true
             }
         }
 
@@ -150,8 +150,10 @@ struct RecoveryStream {
         _ subjects: [(recipient: UInt32, kind: ReportSubject.Kind, report: StoredMessageRef)],
         to states: inout [UInt32: RecipientState], _ envelope: Envelope, _ ref: StoredMessageRef
     ) {
-        for subject in subjects where Int(subject.recipient) < envelope.recipients.count {
-            let state = states[subject.recipient] ?? RecipientState()
+        for subject in subjects {
+            // Numbers of the whole message: a part has only its own.
+            guard let recipient = envelope.recipient(number: subject.recipient) else { continue }
+            let state = states[recipient] ?? RecipientState()
             guard !state.final, !(subject.kind == .delay && state.delayNoticeSent) else { continue }
             let verdict: OutcomeVerdict =
                 switch subject.kind {
@@ -160,11 +162,11 @@ struct RecoveryStream {
                 case .delay: .delayNoticeSent
                 }
             let outcome = Outcome(
-                job: JobRef(message: ref, recipient: subject.recipient), at: now, verdict: verdict,
+                job: JobRef(message: ref, recipient: recipient), at: now, verdict: verdict,
                 attempts: state.attempts, reply: state.reply, peer: nil, report: subject.report)
             derived.append(outcome)
             outcomes.append(UnreportedOutcome(envelope: envelope, outcome: outcome))
-            states[subject.recipient, default: RecipientState()]
+            states[recipient, default: RecipientState()]
                 .apply(OutcomeRecord(outcome, record: ref.record))
         }
     }

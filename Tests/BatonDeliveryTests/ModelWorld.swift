@@ -104,7 +104,7 @@ final class ModelSpool: MessageSubmitting, BodyReading, EventRecording, OutcomeR
             switch outcome.verdict {
             case .bounced, .expired:
                 if envelope.sender != nil, !reported.contains(name) { violations.append("\(name) without its report") }
-            case .delivered, .deferred, .inDoubt, .adminBounced, .delayNoticeSent: break
+            case .delivered, .deferred, .inDoubt, .adminBounced, .delayNoticeSent, .withdrawn: break
             }
         }
     }

@@ -31,6 +31,19 @@ private func full(recipients: Int = 3) -> Envelope {
             hasEightBitBody: true, hasEightBitHeader: false, endsWithCRLF: true))
 }
 
+/// Every kind of placement at an envelope's end.
+private func placed() -> [Envelope] {
+    let mark = SubmitMark(
+        ingress: NodeID(value: 11), ingressIncarnation: Incarnation(value: 12), counter: 13)
+    let held = SubmitMark(
+        ingress: NodeID(value: 11), ingressIncarnation: Incarnation(value: 12), counter: 13,
+        held: SubmitMark.HeldFor(receiver: NodeID(value: 14), incarnation: Incarnation(value: 15)))
+    return [
+        full().part(nil, submit: mark), full().part(nil, submit: held), full().part([0, 2], submit: nil),
+        full().part([1], submit: mark), full().part([1, 2], submit: held),
+    ]
+}
+
 private func encoded(_ envelope: Envelope) -> ByteBuffer {
     var buffer = ByteBuffer()
     EnvelopeCodec.encode(envelope, into: &buffer)
@@ -47,11 +60,13 @@ private func expectEqual(_ left: Envelope?, _ right: Envelope) {
     #expect(left.senderClass == right.senderClass && left.user == right.user && left.client == right.client)
     #expect(left.sessionID == right.sessionID && left.messageIDField == right.messageIDField)
     #expect(left.recipients == right.recipients && left.subjects == right.subjects && left.traits == right.traits)
+    #expect(left.submit == right.submit && left.numbers == right.numbers)
 }
 
 @Test func envelopeComesBackAsItWent() {
     expectEqual(EnvelopeCodec.decode(encoded(full())), full())
     expectEqual(EnvelopeCodec.decode(encoded(full(recipients: 5000))), full(recipients: 5000))
+    for envelope in placed() { expectEqual(EnvelopeCodec.decode(encoded(envelope)), envelope) }
 }
 
 @Test func envelopeWithNothingInIt() {
@@ -70,10 +85,11 @@ private func expectEqual(_ left: Envelope?, _ right: Envelope) {
 }
 
 @Test func envelopeCutAnywhereIsRefused() {
-    let whole = encoded(full())
-    for length in 0..<whole.readableBytes {
-        guard let cut = whole.getSlice(at: whole.readerIndex, length: length) else { continue }
-        #expect(EnvelopeCodec.decode(cut) == nil, "cut at \(length)")
+    for whole in [encoded(full())] + placed().map(encoded) {
+        for length in 0..<whole.readableBytes {
+            guard let cut = whole.getSlice(at: whole.readerIndex, length: length) else { continue }
+            #expect(EnvelopeCodec.decode(cut) == nil, "cut at \(length)")
+        }
     }
 }
 
@@ -84,15 +100,16 @@ private func expectEqual(_ left: Envelope?, _ right: Envelope) {
 }
 
 @Test func envelopeWithAFlippedBitIsRefusedOrReadButNeverTraps() {
-    let whole = Array(encoded(full()).readableBytesView)
-    for index in whole.indices {
-        for bit in 0..<8 {
-            var flipped = whole
-            flipped[index] ^= 1 << UInt8(bit)
-            // What decodes has to encode to the very same octets, so that nothing is silently changed.
-            guard let envelope = EnvelopeCodec.decode(ByteBuffer(bytes: flipped)) else { continue }
-            let again = Array(encoded(envelope).readableBytesView)
-            #expect(again == flipped, "octet \(index), bit \(bit)")
+    for whole in ([full()] + placed()).map({ Array(encoded($0).readableBytesView) }) {
+        for index in whole.indices {
+            for bit in 0..<8 {
+                var flipped = whole
+                flipped[index] ^= 1 << UInt8(bit)
+                // What decodes has to encode to the very same octets, so that nothing is silently changed.
+                guard let envelope = EnvelopeCodec.decode(ByteBuffer(bytes: flipped)) else { continue }
+                let again = Array(encoded(envelope).readableBytesView)
+                #expect(again == flipped, "octet \(index), bit \(bit)")
+            }
         }
     }
 }
@@ -127,4 +144,41 @@ private func expectEqual(_ left: Envelope?, _ right: Envelope) {
         if !bytes.isEmpty { bytes[0] = EnvelopeCodec.version }
         #expect(EnvelopeCodec.decode(ByteBuffer(bytes: bytes)) == nil, "seed 21")
     }
+}
+
+@Test func envelopeFromBeforePlacementIsRefused() {
+    // Byte for byte what releases before SUBMIT wrote: no flag, nothing at the end.
+    let whole = Array(encoded(full()).readableBytesView)
+    #expect(whole[3] & 0x80 == 0)
+    #expect(EnvelopeCodec.decode(ByteBuffer(bytes: whole))?.submit == nil)
+    // And a reader from before, who knows no end but that of the subjects, refuses what it could not hold.
+    for envelope in placed() {
+        let extended = Array(encoded(envelope).readableBytesView)
+        #expect(extended[3] & 0x80 != 0)
+        var cleared = extended
+        cleared[3] &= 0x7f
+        #expect(EnvelopeCodec.decode(ByteBuffer(bytes: cleared)) == nil)
+    }
+}
+
+@Test func partsOfAMessageShareTheIdsOfTheirReportsOrEvents() {
+    let whole = full(recipients: 6)
+    let parts = [whole.part([0, 4], submit: nil), whole.part([1], submit: nil), whole.part([2, 3, 5], submit: nil)]
+    var ids: Set<MessageID> = []
+    for part in parts {
+        for index in UInt32(0)..<UInt32(part.recipients.count) {
+            let number = part.number(of: index)
+            #expect(part.recipients[Int(index)] == whole.recipients[Int(number)])
+            #expect(part.recipient(number: number) == index)
+            let event = MailEvent(type: .bounce, at: .epoch, envelope: part, recipient: index, attempts: 1)
+            let same = MailEvent(type: .delivery, at: .epoch, envelope: whole, recipient: number, attempts: 2)
+            #expect(event.eventID == same.eventID, "a copy of the whole tells of the same recipient")
+            ids.insert(event.eventID)
+        }
+        for number in UInt32(0)..<8 where part.numbers?.contains(number) == false {
+            #expect(part.recipient(number: number) == nil)
+        }
+    }
+    #expect(ids.count == 6)
+    #expect(whole.part([0, 1, 2, 3, 4, 5], submit: nil).numbers == nil && whole.recipient(number: 6) == nil)
 }

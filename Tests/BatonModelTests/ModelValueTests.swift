@@ -65,7 +65,8 @@ private func octets(_ text: String) -> [UInt8] { Array(text.utf8) }
 @Test func verdictsThatEndAJob() {
     let now = Instant.epoch
     let verdicts: [(OutcomeVerdict, Bool)] = [
-        (.delivered, true), (.bounced, true), (.expired, true), (.adminBounced, true), (.deferred(until: now), false),
+        (.delivered, true), (.bounced, true), (.expired, true), (.adminBounced, true), (.withdrawn, true),
+        (.deferred(until: now), false),
         (.inDoubt(until: now), false), (.delayNoticeSent, false),
     ]
     for (verdict, final) in verdicts { #expect(verdict.isFinal == final) }

@@ -79,7 +79,7 @@ enum ReportPlan {
         at now: Instant
     ) -> ReportSubmission? {
         guard let sender = envelope.sender, let first = items.first else { return nil }
-        let id = id(of: envelope.id, recipient: first.recipient.recipient, kind: kind)
+        let id = id(of: envelope.id, recipient: envelope.number(of: first.recipient.recipient), kind: kind)
         let told = items.compactMap { item -> DeliveryReport.Recipient? in
             let index = Int(item.recipient.recipient)
             guard envelope.recipients.indices.contains(index) else { return nil }
@@ -101,7 +101,8 @@ enum ReportPlan {
             messageIDField: MessageIDField.value(id, hostname: configuration.hostname),
             recipients: [EnvelopeRecipient(address: sender, notify: .never)],
             subjects: items.map {
-                ReportSubject(message: envelope.id, recipient: $0.recipient.recipient, kind: kind)
+                ReportSubject(
+                    message: envelope.id, recipient: envelope.number(of: $0.recipient.recipient), kind: kind)
             }, traits: traits)
         return ReportSubmission(token: token, envelope: made, body: body)
     }

@@ -152,7 +152,12 @@ package final class RelayNode: Sendable {
         let partitions = eventLoops.enumerated().map { index, loop in
             configuration.makePartition(index: index, of: count, on: loop, time: time, logger: logger)
         }
-        let gate = SubmissionGate(spool: spool, events: events, partitions: partitions)
+        let relay = IntakeRelay(events: events, partitions: partitions, time: time)
+        let placement = cluster.map { cluster in
+            NodePlacement(
+                cluster, spool: spool, queue: relay, spreadRate: Double(cluster.settings.spreadRate), time: time)
+        }
+        let gate = SubmissionGate(spool: placement?.placer ?? spool, events: events, partitions: partitions)
         let permits = NodePermits(connections: configuration.delivery.connections)
         let current = CurrentConfiguration(configuration)
         let ports = NodePorts(
@@ -164,8 +169,8 @@ package final class RelayNode: Sendable {
         }
         let holds = HoldStore(path: directory.path, disk: LinuxDisk(), logger: logger)
         try await holds.apply(to: partitions, now: time.now())
-        let relay = IntakeRelay(events: events, partitions: partitions, time: time)
-        try await Self.blocking { try spool.start(jobs: relay, unreported: relay) }
+        let intake: any JobReceiving = placement?.held ?? relay
+        try await Self.blocking { try spool.start(jobs: intake, unreported: relay) }
         var copies: CopyStore?
         if let cluster {
             let store = CopyStore(
@@ -177,6 +182,7 @@ package final class RelayNode: Sendable {
             cluster.runtime.bind(
                 ClusterParts(
                     spool: spool, copies: store, disk: directory.disk, handle: { spool.ledger.handle(of: $0) }))
+            placement?.bind()
             try await cluster.runtime.start()
         }
         let ingress = Ingress(

@@ -123,7 +123,7 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
         if case .refused(let refusal) = local.admission {
             let why: SubmitRefusal =
                 switch refusal {
-                case .diskFull: .noRoom
+                case .diskFull, .noCopies: .noRoom
                 case .storageFailed: .storageFailed
                 case .overloaded: .overloaded
                 case .stopping: .stopping

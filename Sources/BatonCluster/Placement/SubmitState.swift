@@ -252,7 +252,7 @@ package struct SubmitState: StateMachine {
             // S4: its octets may be on a disk.
             case .refused(.storageFailed):
                 guards.contains(.failedIsUnknown) ? (.unknown, .unknown) : (.refused, .refused(.storageFailed))
-            case .refused(.diskFull): (.refused, .refused(.noRoom))
+            case .refused(.diskFull), .refused(.noCopies): (.refused, .refused(.noRoom))
             case .refused(.overloaded): (.refused, .refused(.overloaded))
             case .refused(.stopping): (.refused, .refused(.stopping))
             }

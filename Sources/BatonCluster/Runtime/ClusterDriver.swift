@@ -18,6 +18,8 @@ package enum DriverLimits {
     package static let fetchDeadline = TimeSpan.seconds(3)
     /// Outcome entries of one member that a takeover takes into memory.
     package static let outcomeOctets = 64 * ByteCount.mebi
+    /// Runs of nodes that are gone and may be asked about.
+    package static let goneRuns = 64
     /// Takeovers that status tells of.
     package static let notices = 100
 }
@@ -61,6 +63,8 @@ struct ClusterDriver: Sendable {
     private var marks: [SegmentID: Marks] = [:]
     private var logs: [SegmentID: (epoch: UInt64, file: OutcomeFile)] = [:]
     private var number: UInt64 = 0
+    private var listedRuns: Set<Drainer> = []
+    private var goneRuns: [Drainer] = []
 
     init(runtime: ClusterRuntime, parts: ClusterParts) {
         self.runtime = runtime
@@ -96,10 +100,36 @@ struct ClusterDriver: Sendable {
             end(run, complete: false)
         }
         for id in copies.keys { advanceCopy(id) }
+        tellScanned()
+        runtime.handlers.tick()
+    }
+
+    /// Runs that were listed and are no more; the newest last.
+    private mutating func noteGone(_ view: ClusterView) {
+        let live = Set(view.nodes.compactMap(\.run))
+        for run in listedRuns where !live.contains(run) && !goneRuns.contains(run) { goneRuns.append(run) }
+        goneRuns.removeAll { live.contains($0) }
+        if goneRuns.count > DriverLimits.goneRuns { goneRuns.removeFirst(goneRuns.count - DriverLimits.goneRuns) }
+        listedRuns = live
+    }
+
+    private func tellScanned() {
+        let keys = state.registry.keys.values
+        for run in goneRuns {
+            let complete = keys.allSatisfy { key in
+                guard key.id.writer == run.node, key.id.incarnation == run.incarnation, key.state != .finished else {
+                    return true
+                }
+                if key.drainer == state.me { return state.drains[key.id]?.phase == .ready }
+                return state.registry.isAlive(key.drainer)
+            }
+            runtime.handlers.scanned(run, complete)
+        }
     }
 
     private mutating func take(_ view: ClusterView) {
         let me = runtime.settings.me.node
+        noteGone(view)
         runtime.view = view
         runtime.transport.peers(
             view.nodes.compactMap { node in

@@ -14,7 +14,9 @@ extension ClusterRuntime: PeerTransportDelegate {
     package func connected(_ identity: PeerIdentity) {
         switch identity.channel {
         case .control: tell(.met(Self.drainer(identity)))
-        case .bulk: replicator.connected(identity.run.node)
+        case .bulk:
+            replicator.connected(identity.run.node)
+            tell(.hint)
         }
     }
 

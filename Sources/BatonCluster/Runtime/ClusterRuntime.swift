@@ -77,6 +77,10 @@ package struct ClusterHandlers: Sendable {
     /// After each listing, on the cluster's thread.
     package var membership: @Sendable (ClusterView) -> Void = { _ in }
     package var disconnected: @Sendable (NodeID) -> Void = { _ in }
+    /// Every 100 ms, on the cluster's thread.
+    package var tick: @Sendable () -> Void = {}
+    /// Whether all segments of a run that is gone have a drainer that lives, and those of this node are read (PROTOCOL S5).
+    package var scanned: @Sendable (Drainer, Bool) -> Void = { _, _ in }
 
     package init() {}
 }

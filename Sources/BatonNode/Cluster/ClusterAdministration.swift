@@ -53,7 +53,11 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
         runtime.handlers { [self] handlers in
             handlers.query = { query, identity in self.received(query, from: identity) }
             handlers.answer = { answer, identity in self.received(answer, from: identity) }
-            handlers.membership = { view in self.listed(view) }
+            let before = handlers.membership
+            handlers.membership = { view in
+                before(view)
+                self.listed(view)
+            }
         }
         runtime.refresh()
     }
@@ -80,7 +84,9 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
     // MARK: Status
 
     func status() async -> ClusterStatusReport {
-        guard let view = runtime.view else {
+        var latest = runtime.view
+        if let found = try? await plane.list(paths.all) { latest = ClusterView(found, in: paths) }
+        guard let view = latest else {
             return ClusterStatusReport(
                 name: cluster.settings.name, copies: copies,
                 nodes: [ClusterStatusReport.Member(id: node, state: .joining)])

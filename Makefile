@@ -5,11 +5,11 @@ BUILD_PACKAGES = liblz4-dev libunbound-dev libidn2-dev libcurl4-openssl-dev libs
 # What `make run` shows the first steps with.
 RUN_PACKAGES = swaks
 # What the integration tests speak with; util-linux has unshare.
-TEST_PACKAGES = swaks postfix nsd etcd-server openssl curl python3 strace iproute2 util-linux
+TEST_PACKAGES = swaks postfix nsd etcd-server openssl curl python3 strace iproute2 nftables util-linux
 
 BIN = .build/release
 
-.PHONY: run test integration build lint packages-build packages-test compare clean
+.PHONY: run test integration build lint packages-build packages-test cluster faults compare clean
 
 run: build
 	@.ci/packages $(RUN_PACKAGES)
@@ -40,6 +40,19 @@ lint:
 
 packages-build:
 	@.ci/packages $(BUILD_PACKAGES)
+
+# What the demonstration of a cluster and the fault suite need.
+CLUSTER_PACKAGES = etcd-server openssl curl python3 iproute2 nftables
+
+# Three nodes, etcd and a sink on this machine; one node is killed with its disk. Needs root, for network namespaces.
+cluster: build
+	@.ci/packages $(CLUSTER_PACKAGES)
+	@benchmarks/faults --demo
+
+# Every kind of fault once; benchmarks/faults --help has the rest.
+faults: build
+	@.ci/packages $(CLUSTER_PACKAGES)
+	@benchmarks/faults
 
 # Side by side with Postfix, which has to be installed (`make test` does that).
 compare: build

@@ -1,10 +1,12 @@
 // The checked configuration as each module wants it.
+import BatonCluster
 import BatonCore
 import BatonDNS
 import BatonDelivery
 import BatonIngress
 import BatonMail
 import BatonModel
+import BatonPeer
 import BatonQueue
 import BatonSMTP
 import BatonSpool
@@ -63,6 +65,25 @@ extension NodeConfiguration {
         let text = String(decoding: name, as: UTF8.self)
         guard let rule = sites.first(where: { $0.siteNames.contains(text) }), rule.retry.isSet else { return nil }
         return RetrySchedule(rule.retry.applied(to: queue.retry))
+    }
+
+    /// The limits of sites as a home of the cluster needs them, by the names that delivery uses.
+    var quotaSettings: QuotaSettings {
+        var limits: [QuotaKey: UInt64] = [:]
+        for rule in sites + ShippedSites.rules {
+            for name in rule.siteNames {
+                let site = Array(name.utf8)
+                let connections = QuotaKey(site: site, kind: .connections)
+                if let limit = rule.connections, limits[connections] == nil {
+                    limits[connections] = UInt64(max(1, limit))
+                }
+                let rate = QuotaKey(site: site, kind: .rate)
+                if let perSecond = rule.rate?.perSecond, limits[rate] == nil, perSecond > 0, perSecond < 1e12 {
+                    limits[rate] = max(1, UInt64(perSecond * 3_600))
+                }
+            }
+        }
+        return QuotaSettings(connections: UInt64(max(1, delivery.connectionsPerSite)), limits: limits)
     }
 
     var resolverSettings: ResolverConfiguration {

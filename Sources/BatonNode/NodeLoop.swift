@@ -24,7 +24,7 @@ struct NodePorts: Sendable {
     let outcomes: any OutcomeRecording
     let bodies: any BodyReading
     let events: any EventRecording
-    let permits: NodePermits
+    let permits: any PermitLeasing
     let resolver: UnboundThread
     let time: any TimeSource
     let logger: Logger

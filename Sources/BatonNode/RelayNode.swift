@@ -159,10 +159,11 @@ package final class RelayNode: Sendable {
         }
         let gate = SubmissionGate(spool: placement?.placer ?? spool, events: events, partitions: partitions)
         let permits = NodePermits(connections: configuration.delivery.connections)
+        let quota = cluster.map { NodeQuota($0, time: time).permits(around: permits, configuration) }
         let current = CurrentConfiguration(configuration)
         let ports = NodePorts(
-            submitter: spool, outcomes: spool, bodies: spool, events: events, permits: permits, resolver: resolver,
-            time: time, logger: logger, current: current, dots: cluster?.runtime.permission)
+            submitter: spool, outcomes: spool, bodies: spool, events: events, permits: quota ?? permits,
+            resolver: resolver, time: time, logger: logger, current: current, dots: cluster?.runtime.permission)
         var loops: [NodeLoop] = []
         for (partition, loop) in zip(partitions, eventLoops) {
             loops.append(try await configuration.makeLoop(partition, on: loop, ports: ports))
@@ -170,7 +171,8 @@ package final class RelayNode: Sendable {
         let holds = HoldStore(path: directory.path, disk: LinuxDisk(), logger: logger)
         try await holds.apply(to: partitions, now: time.now())
         let intake: any JobReceiving = placement?.held ?? relay
-        try await Self.blocking { try spool.start(jobs: intake, unreported: relay) }
+        let unreported = placement?.keys(before: relay) ?? relay
+        try await Self.blocking { try spool.start(jobs: intake, unreported: unreported) }
         var copies: CopyStore?
         if let cluster {
             let store = CopyStore(

@@ -91,7 +91,10 @@ struct Keeper: Sendable {
                 shared.diskFull.store(true, ordering: .relaxed)
             }
             if !complained {
-                logger.error("spool: no segment can be prepared; the open one goes on", metadata: ["error": "\(error)"])
+                let level: Logger.Level = error.code == .noBackup ? .warning : .error
+                logger.log(
+                    level: level, "spool: no segment can be prepared; the open one goes on",
+                    metadata: ["error": "\(error)"])
             }
             complained = true
         }

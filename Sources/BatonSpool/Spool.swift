@@ -301,7 +301,19 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
     }
 
     package func lost(_ segment: SegmentID, on member: EnsembleMember) {
-        acknowledger.withLock { $0 }?.report([.lost(segment, member)], at: time.now())
+        let now = time.now()
+        let acknowledger = acknowledger.withLock { $0 }
+        acknowledger?.report([.lost(segment, member)], at: now)
+        // One that was registered ahead is of no use any more: sealed, empty, and another is prepared.
+        let ahead = shared.prepared.withLock { slot -> SegmentFile? in
+            guard slot?.id == segment else { return nil }
+            defer { slot = nil }
+            return slot
+        }
+        if let ahead {
+            acknowledger?.roll(ahead, at: now)
+            keeperMailbox.deliver(CollectionOfOne(.needSegment))
+        }
         leave()
     }
 

@@ -311,6 +311,7 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
         await runtime.registration.announce(.drained)
         state.withLock { $0.drained = true }
         try? await Task.sleep(nanoseconds: UInt64(ClusterAdminLimits.drainedLinger.nanoseconds))
+        await NodeQuota.remove(runtime.settings.me.node, from: runtime.agent)
         await runtime.registration.stop(forGood: true)
         relay.logger.notice("cluster: this node has left")
         if state.withLock({ $0.drain?.exit }) == true { kill(getpid(), SIGTERM) }
@@ -349,6 +350,7 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
         } catch {
             throw ProblemReport(503, "Service Unavailable", "the control plane does not answer; ask again")
         }
+        await NodeQuota.remove(id, from: runtime.agent)
         runtime.transport.forget(id)
         runtime.refresh()
         let gone = Set(view.listing.forgotten + disks.map { EnsembleMember(node: id, diskID: $0) })

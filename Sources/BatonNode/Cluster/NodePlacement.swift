@@ -39,6 +39,31 @@ final class NodePlacement: Sendable {
         self.cluster = cluster
     }
 
+    /// In front of `relay`, for segments taken over: messages that are final already are known by their keys, too (PROTOCOL S7).
+    func keys(before relay: any UnreportedReceiving) -> any UnreportedReceiving {
+        FinishedKeys(placer: placer, relay: relay)
+    }
+
+    private struct FinishedKeys: UnreportedReceiving {
+        let placer: Placer
+        let relay: any UnreportedReceiving
+
+        func unreported(outcomes: [UnreportedOutcome]) {
+            tell(outcomes.map(\.envelope))
+            relay.unreported(outcomes: outcomes)
+        }
+
+        func unreported(receptions: [Envelope]) {
+            tell(receptions)
+            relay.unreported(receptions: receptions)
+        }
+
+        private func tell(_ envelopes: [Envelope]) {
+            let stored = envelopes.compactMap(\.submit).filter { $0.held == nil }.map { MessageKey($0) }
+            if !stored.isEmpty { placer.found(held: [], stored: stored) }
+        }
+    }
+
     /// Before the runtime starts.
     func bind() {
         let me = cluster.runtime.settings.me.node

@@ -1,0 +1,28 @@
+// Three real nodes with TLS between them, a real etcd, a sink: a node that dies, disk and all, loses nothing.
+import Foundation
+import Testing
+
+@testable import baton_bench
+
+@Suite(.serialized) struct ClusterTests {
+    /// `benchmarks/faults` ends with 1 where a recipient answered 250 is lost or altered.
+    private func play(_ kinds: String, rounds: Int) throws -> (code: Int, output: String) {
+        let folder = try TestFolder()
+        let script = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+            .deletingLastPathComponent().appendingPathComponent("benchmarks/faults").path
+        let run = try Program.run(
+            [
+                "/usr/bin/python3", script, "--bin", Places.folder, "--kinds", kinds, "--rounds", "\(rounds)",
+                "--rate", "25", "--etcd", "1",
+            ], in: folder, seconds: 420)
+        return (run.code, run.output)
+    }
+
+    @Test(.enabled(if: Places.canMount && Places.runs("etcd"), "needs network namespaces and etcd"))
+    func nodeDiesWithItsDiskAndMailIsLost() throws {
+        let run = try play("disk,restart", rounds: 2)
+        #expect(run.code == 0, "\(run.output)")
+        #expect(run.output.contains("lost 0, altered 0"), "\(run.output)")
+        #expect(run.output.contains("backlog_moves"), "nothing was taken over: \(run.output)")
+    }
+}

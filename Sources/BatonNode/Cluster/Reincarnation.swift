@@ -1,4 +1,5 @@
 // A new incarnation in place of this one: the process runs itself anew (PROTOCOL T2).
+import Foundation
 import Glibc
 import Logging
 
@@ -9,7 +10,17 @@ enum Reincarnation {
         logger.critical("cluster: this node starts anew as a new incarnation", metadata: ["reason": "\(reason)"])
         var arguments: [UnsafeMutablePointer<CChar>?] = CommandLine.arguments.map { strdup($0) }
         arguments.append(nil)
-        // Files and sockets are opened close-on-exec; the lock of the data directory goes with its descriptor.
+        // Not every socket of a library is close-on-exec; a listener that lives on would hold its port against its successor. The
+        // lock of the data directory goes with its descriptor.
+        for name in (try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd")) ?? [] {
+            guard let descriptor = Int32(name), descriptor > 2 else { continue }
+            let flags = fcntl(descriptor, F_GETFD)
+            if flags >= 0 { _ = fcntl(descriptor, F_SETFD, flags | FD_CLOEXEC) }
+        }
+        // This thread may block signals that its successor has to hear.
+        var none = sigset_t()
+        sigemptyset(&none)
+        pthread_sigmask(SIG_SETMASK, &none, nil)
         execv("/proc/self/exe", &arguments)
         logger.critical("cluster: the program cannot be run anew; it ends", metadata: ["errno": "\(errno)"])
         exit(1)

@@ -226,6 +226,11 @@ extension RelayNode {
             await loop.partition.update(
                 next.queueSettings(partitions: loops.count, seed: 0))
         }
+        do {
+            try cluster?.reload()
+        } catch {
+            logger.error("SIGHUP: the cluster's certificates stay as they were", metadata: ["reason": "\(error)"])
+        }
         logger.notice("SIGHUP: configuration read again", metadata: ["file": "\(path)"])
     }
 }

@@ -125,7 +125,10 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
                     node: name, incarnation: notice.from.incarnation.value, by: node, segments: 0, done: 0,
                     since: notice.at)
             row.segments += 1
-            if relay.spool.ledger.handle(of: notice.segment) != nil { row.done += 1 }
+            let key = view.listing.keys.first { $0.id == notice.segment }
+            if relay.spool.ledger.handle(of: notice.segment) != nil || key == nil || key?.state == .finished {
+                row.done += 1
+            }
             found[notice.from.node] = row
         }
         return Array(found.values)

@@ -19,11 +19,14 @@ final class NodeCluster: Sendable {
     let runtime: ClusterRuntime
     let transport: PeerTransport
     private let controlGroup: MultiThreadedEventLoopGroup
+    /// Nil without TLS between the nodes.
+    private let tls: TLSContext?
 
     private init(
         settings: ClusterSettings, runtime: ClusterRuntime, transport: PeerTransport,
-        controlGroup: MultiThreadedEventLoopGroup
+        controlGroup: MultiThreadedEventLoopGroup, tls: TLSContext?
     ) {
+        self.tls = tls
         self.settings = settings
         self.runtime = runtime
         self.transport = transport
@@ -51,10 +54,11 @@ final class NodeCluster: Sendable {
         guard let address = PeerAddress(text) else {
             throw NodeError("cluster.peer_address: \(text) is no address", exitCode: 78)
         }
+        let security = try security(settings)
         let controlGroup = MultiThreadedEventLoopGroup(numberOfThreads: 1)
         let transport = PeerTransport(
             configuration: PeerTransportConfiguration(
-                address: address, settings: peer, security: try security(settings)),
+                address: address, settings: peer, security: security),
             controlLoop: controlGroup.next(), bulkLoop: bulkLoop, time: time, logger: logger)
         let runtime = ClusterRuntime(
             settings: ClusterRuntimeSettings(
@@ -66,8 +70,10 @@ final class NodeCluster: Sendable {
                 segmentSize: Int64(configuration.spoolSettings.segmentSize), segmentsPath: directory.segmentsPath),
             plane: plane, transport: transport, time: time, logger: logger
         ) { reason in onRestart("\(reason)") }
+        var tls: TLSContext?
+        if case .tls(let context) = security { tls = context }
         return NodeCluster(
-            settings: settings, runtime: runtime, transport: transport, controlGroup: controlGroup)
+            settings: settings, runtime: runtime, transport: transport, controlGroup: controlGroup, tls: tls)
     }
 
     private static func etcd(_ settings: ClusterSettings) throws(ControlFailure) -> EtcdSettings {
@@ -95,6 +101,10 @@ final class NodeCluster: Sendable {
             throw NodeError("cluster.tls: \(error)", exitCode: 78)
         }
     }
+
+    /// SIGHUP: certificates and keys of the peers are read again; new connections use them. Throws and changes nothing where one is
+    /// no good.
+    func reload() throws { try tls?.reload() }
 
     /// What the spool is opened with.
     var spool: SpoolCluster {

@@ -175,7 +175,7 @@ let beside: [Target] = [
     tests(
         "BatonClusterTests",
         [
-            "BatonCluster", "BatonPeer", "BatonTLS", "BatonSpool", "BatonModel", "BatonRuntime", "BatonCore", nioCore,
+            "BatonCluster", "BatonControlPlane", "BatonPeer", "BatonTLS", "BatonSpool", "BatonModel", "BatonRuntime", "BatonCore", nioCore,
             nioPosix, logging,
         ]),
     tests("ClusterSimulationTests", ["BatonCluster", "BatonSpool", "BatonModel", "BatonCore"]),

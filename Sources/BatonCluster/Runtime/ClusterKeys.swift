@@ -73,10 +73,13 @@ package struct NodeEntry: Codable, Hashable, Sendable {
 package struct RosterEntry: Codable, Hashable, Sendable {
     package var id: String
     package var disk: String
+    /// Of a forgotten disk: its node left in order, and may come back with it.
+    package var drained: Bool?
 
-    package init(id: String, disk: UInt64) {
+    package init(id: String, disk: UInt64, drained: Bool? = nil) {
         self.id = id
         self.disk = SegmentName.hex(disk)
+        self.drained = drained
     }
 }
 
@@ -206,6 +209,8 @@ package struct ClusterView: Sendable {
     package var revisions: [NodeID: ControlRevision] = [:]
     package var roster: [RosterEntry] = []
     package var drains: [DrainRequest] = []
+    /// Of the forgotten disks, those whose nodes left in order.
+    package var drained: Set<EnsembleMember> = []
     /// Operators' holds, for who reads them.
     package var holds: [ControlEntry] = []
 
@@ -233,7 +238,10 @@ package struct ClusterView: Sendable {
             } else if text.hasPrefix("forgotten/") {
                 let parts = text.split(separator: "/")
                 guard parts.count == 3, let disk = UInt64(parts[2], radix: 16) else { continue }
-                forgotten.append(EnsembleMember(node: NodeID(name: String(parts[1])), diskID: disk))
+                let member = EnsembleMember(node: NodeID(name: String(parts[1])), diskID: disk)
+                forgotten.append(member)
+                let value: RosterEntry? = ClusterCodec.decode(entry.value)
+                if value?.drained == true { drained.insert(member) }
             }
         }
         listing = Listing(

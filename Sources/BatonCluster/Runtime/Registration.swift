@@ -53,11 +53,11 @@ package final class Registration: Sendable {
 
     private func check(_ view: ClusterView) throws(RegistrationRefusal) {
         let mine = EnsembleMember(node: entry.node, diskID: disk)
-        // A node that was drained, or whose last segment has gone since, may come back with its disk.
+        // A node that left in order, or whose last segment has gone since, may come back with its disk.
         let isNamed = view.listing.keys.contains { key in
             key.ensemble.contains(mine) || key.former.contains(mine) || key.joining == mine
         }
-        if view.listing.forgotten.contains(mine), isNamed {
+        if view.listing.forgotten.contains(mine), isNamed, !view.drained.contains(mine) {
             throw RegistrationRefusal(
                 description: "this disk of node \(entry.id) was declared lost (baton cluster forget \(entry.id)): "
                     + "move data_dir away and start with an empty one")
@@ -164,7 +164,7 @@ package final class Registration: Sendable {
                         .delete(paths.roster(entry.id)), .delete(paths.drain(entry.id)),
                         .put(
                             paths.forgotten(entry.id, disk: disk),
-                            ClusterCodec.json(RosterEntry(id: entry.id, disk: disk))),
+                            ClusterCodec.json(RosterEntry(id: entry.id, disk: disk, drained: true))),
                     ]))
         }
         if let lease { try? await plane.revoke(lease) }

@@ -272,6 +272,7 @@ extension BodyReadOutcome {
 
 extension SubmissionRefusal {
     var isDiskFull: Bool { if case .diskFull = self { true } else { false } }
+    var isNoCopies: Bool { if case .noCopies = self { true } else { false } }
     var isStorageFailed: Bool { if case .storageFailed = self { true } else { false } }
     var isOverloaded: Bool { if case .overloaded = self { true } else { false } }
     var isStopping: Bool { if case .stopping = self { true } else { false } }

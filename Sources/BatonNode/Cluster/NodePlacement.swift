@@ -86,13 +86,22 @@ final class NodePlacement: Sendable {
                 }
                 placer.received(message, from: identity.run)
             }
-            handlers.disconnected = { node in placer.post(.lost(node)) }
-            handlers.tick = { placer.tick() }
+            // Added to what others (the quota) have put there, never in its place.
+            let (disconnected, tick, membership) = (handlers.disconnected, handlers.tick, handlers.membership)
+            handlers.disconnected = { node in
+                disconnected(node)
+                placer.post(.lost(node))
+            }
+            handlers.tick = {
+                tick()
+                placer.tick()
+            }
             handlers.scanned = { run, complete in
                 placer.post(
                     .scanned(NodeRun(node: run.node, incarnation: run.incarnation), complete: complete))
             }
             handlers.membership = { view in
+                membership(view)
                 var nodes: [PlacementNode] = []
                 var live: [NodeRun] = []
                 for entry in view.nodes {

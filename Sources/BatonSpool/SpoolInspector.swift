@@ -88,7 +88,9 @@ package struct SpoolInspector {
         case .absent:
             // Before its first start a directory has none.
             registryKnown = !names.contains("segments")
-            if !registryKnown, report.identity != nil { report.problems.append("registry: missing") }
+            // A node of a cluster has its keys in the control plane.
+            let isAlone = report.identity?.cluster.isEmpty ?? false
+            if !registryKnown, isAlone { report.problems.append("registry: missing") }
         }
     }
 

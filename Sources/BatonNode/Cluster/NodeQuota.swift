@@ -60,6 +60,8 @@ final class NodeQuota: QuotaTransport {
         var readAt = Instant.epoch
         var reading = false
         var live: Set<NodeID> = []
+        /// This node's weight, while it serves: one that drains must not come back into the roster it is removed from.
+        var servingWeight: UInt32?
         var proposing = false
     }
 
@@ -93,7 +95,12 @@ final class NodeQuota: QuotaTransport {
             let membership = handlers.membership
             handlers.membership = { view in
                 membership(view)
-                self.state.withLock { $0.live = Set(view.nodes.map(\.node)) }
+                let me = self.runtime.settings.me.node
+                let mine = view.nodes.first { $0.node == me && $0.state == .serving }
+                self.state.withLock { state in
+                    state.live = Set(view.nodes.map(\.node))
+                    state.servingWeight = mine.map { UInt32(max(1, min(10_000, $0.weight * 100))) }
+                }
             }
         }
         return made
@@ -120,12 +127,20 @@ final class NodeQuota: QuotaTransport {
                 guard let roster else { return nil }
                 state.roster = roster
                 state.revision = entry?.modified
-                return self.served(roster, state.live)
+                return self.joined(roster, state.servingWeight) ?? self.served(roster, state.live)
             }
             guard let roster else { return }
             bound.withLock { $0 }?.update(roster, askedAt: now)
             if let change { propose(change) }
         }
+    }
+
+    /// With this node in it, which has no part of anything yet; nil if it is there, or does not serve.
+    private func joined(_ roster: QuotaRoster, _ weight: UInt32?) -> QuotaRoster? {
+        let me = runtime.settings.me.node
+        guard let weight, roster[me] == nil else { return nil }
+        return QuotaRoster(
+            sequence: roster.sequence + 1, members: roster.members + [QuotaMember(node: me, weight: weight)])
     }
 
     /// Whose lease is gone is no home; who is back is one again. The live node of the lowest number says so.

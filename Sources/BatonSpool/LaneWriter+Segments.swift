@@ -84,9 +84,12 @@ extension LaneWriter {
 
     /// A backup of the open segment is lost: nothing of it would be acknowledged any more.
     mutating func leaveIfClosed(at now: Instant) {
-        guard let old = open, !shared.dead.load(ordering: .relaxed),
-            !shared.state.withLock({ $0.acknowledges(old.id) })
-        else { return }
+        guard let old = open, !shared.dead.load(ordering: .relaxed) else { return }
+        guard !shared.state.withLock({ $0.acknowledges(old.id) }) else {
+            // Whoever shut the door did so for a segment that is left already, or for one that was only registered ahead.
+            if !shared.mayAppend.load(ordering: .relaxed) { shared.mayAppend.store(true, ordering: .relaxed) }
+            return
+        }
         for (id, stream) in streams where stream.segment == old.handle && !stream.failed { refuse(id, .storageFailed) }
         roll(at: now)
     }

@@ -312,7 +312,9 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
         }
         if let ahead {
             acknowledger?.roll(ahead, at: now)
+            // The open one has its own backups: mail goes on in it.
             keeperMailbox.deliver(CollectionOfOne(.needSegment))
+            return
         }
         leave()
     }

@@ -133,6 +133,29 @@ private final class FakeBackup: ChunkReplicating {
     #expect(again.spool.recovery.damage.isEmpty)
 }
 
+@Test func backupOfTheSegmentAheadDiesAndMailIsRefused() throws {
+    let backup = FakeBackup()
+    let rig = try Rig(on: MemoryDisk(), replicator: backup)
+    let sink = Sink()
+    rig.store(Mail(1), sink)
+    backup.confirm(rig)
+    let prepared = { rig.spool.shared.prepared.withLock { $0?.id } }
+    let mayAppend = { rig.spool.shared.mayAppend.load(ordering: .relaxed) }
+    let ahead = try #require(prepared())
+    rig.spool.lost(ahead, on: backup.member)
+    #expect(mayAppend(), "the open segment has all its copies")
+    rig.spool.pump()
+    #expect(prepared() != ahead, "it would acknowledge nothing")
+    // A door that was shut for a segment that is left already opens again.
+    rig.spool.shared.mayAppend.store(false, ordering: .relaxed)
+    rig.ticks(1)
+    #expect(mayAppend())
+    rig.store(Mail(2), sink)
+    backup.confirm(rig)
+    #expect(sink.ref(2)?.segment == sink.ref(1)?.segment)
+    rig.stop()
+}
+
 @Test func withoutAnyBackupNothingIsAcknowledged() throws {
     let backup = FakeBackup()
     let rig = try Rig(on: MemoryDisk(), replicator: backup)

@@ -111,6 +111,9 @@ package struct CopyReport: Hashable, Sendable {
     package let tailInvalid: Bool
     package let outcomes: [JobOutcome]
 
+    /// Nothing is there although there should be: the file is gone, and its outcome log with it.
+    package var isMissing: Bool { tailInvalid && end == 0 && outcomes.isEmpty }
+
     package init(end: Int64, tailInvalid: Bool, outcomes: [JobOutcome]) {
         self.end = end
         self.tailInvalid = tailInvalid

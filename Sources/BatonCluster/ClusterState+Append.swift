@@ -219,7 +219,9 @@ extension ClusterState {
         case .moved(let source, let epoch, _):
             if drains[source]?.epoch == epoch { voidCleaning(source) }
         }
-        if submission.touched { actions.append(.maybeDuplicate(submission.mail.id)) }
+        if submission.touched, guards.contains(.failedIsUnknown) {
+            actions.append(.maybeDuplicate(submission.mail.id))
+        }
     }
 
     // MARK: News of a written segment

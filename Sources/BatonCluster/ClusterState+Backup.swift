@@ -173,7 +173,14 @@ extension ClusterState {
         _ id: SegmentID, _ epoch: UInt64, _ from: Int, _ records: [JobOutcome], _ sender: Drainer
     ) {
         overtaken(id, by: epoch)
-        guard var copy = copies[id], copy.created else { return }
+        guard var copy = copies[id], copy.created else {
+            // A member without its file says so, and gets it again: damage, never emptiness (A4).
+            if let key = registry.keys[id], key.ensemble.contains(member), copies[id] == nil, key.state != .finished {
+                let nothing = CopyReport(end: 0, tailInvalid: true, outcomes: [])
+                send(.reported(id, epoch: epoch, nothing), to: sender.node)
+            }
+            return
+        }
         switch copy.decide(epoch: epoch, from: from, records, guards: guards) {
         case .refuse: return send(.sealed(id, epoch: copy.fence), to: sender.node)
         case .gap: break

@@ -13,6 +13,7 @@ extension ClusterState {
             moveAll(id, drain, cleaning)
         } else if !cleaning.moved.isEmpty, Set(cleaning.landed).isSuperset(of: cleaning.moved) {
             // C2 iii: the only commit point, competing with takeover on the same key.
+            if !guards.contains(.finishedCommitsMove) { releaseMoved(from: id) }
             change(id) { $0.finish() }
         }
         return true
@@ -67,6 +68,15 @@ extension ClusterState {
     mutating func voidCleaning(_ id: SegmentID) {
         drains[id]?.cleaning = nil
         if guards.contains(.epochVoidsMove) { drains[id]?.raise = true }
+    }
+
+    /// C2 iii's counter-example: live once it has landed, whoever drains the source by now.
+    private mutating func releaseMoved(from source: SegmentID) {
+        for id in drains.keys {
+            for index in drains[id]?.open ?? [] {
+                if case .moved(source, _, _)? = drains[id]?.records[Int(index)].mail.hold { release(id, index) }
+            }
+        }
     }
 
     /// C2 iv: what the source's key says about messages that were moved out of it.

@@ -245,9 +245,8 @@ extension ClusterState {
             let behind = peer.memory < drain.log.count
             let recently = peer.sentAt.map { now - $0 < timing.retransmit } ?? false
             // Said again while the synced offset lags, too: the acknowledgement may have been lost.
-            guard behind ? (fresh || !recently) : (!fresh && !recently && peer.synced < drain.log.count) else {
-                continue
-            }
+            let asks = peer.synced < drain.log.count || peer.probing
+            guard behind ? (fresh || !recently) : (!fresh && !recently && asks) else { continue }
             peer.sentAt = now
             drains[id]?.peers[other] = peer
             send(
@@ -260,6 +259,7 @@ extension ClusterState {
         guard let drain = drains[id], drain.epoch == epoch, let other = memberOf(sender.node, id) else { return }
         var peer = drain.peers[other] ?? PeerProgress()
         if peer.incarnation == nil { peer.incarnation = sender.incarnation }
+        peer.probing = false
         peer.memory = max(peer.memory, min(memory, drain.log.count))
         peer.synced = max(peer.synced, min(synced, drain.log.count))
         drains[id]?.peers[other] = peer
@@ -278,6 +278,7 @@ extension ClusterState {
         }
         peer.incarnation = sender.incarnation
         peer.reported = nil
+        peer.probing = true
         drains[id]?.peers[other] = peer
         saySettled(id)
     }

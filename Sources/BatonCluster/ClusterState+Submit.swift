@@ -106,9 +106,10 @@ extension ClusterState {
 
     /// S7: the keys of a finished segment outlive it.
     mutating func rememberKeys(of key: ClusterKey) {
-        guard guards.contains(.rememberFinished), let copy = copies[key.id] else { return }
+        guard let copy = copies[key.id] else { return }
         for record in copy.chunks.flatMap(\.records).prefix(Int(key.finishedLength)) {
-            if let key = record.submit { submits.incoming[key] = .have(now) }
+            guard let submit = record.submit else { continue }
+            submits.incoming[submit] = guards.contains(.rememberFinished) ? .have(now) : nil
         }
     }
 

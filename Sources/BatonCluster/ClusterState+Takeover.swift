@@ -196,11 +196,19 @@ extension ClusterState {
         guard drains[id]?.epoch == epoch, let peer = memberOf(sender.node, id) else { return }
         var progress = drains[id]?.peers[peer] ?? PeerProgress()
         progress.reported = report
+        if report.isMissing {
+            // Even what it had synced is gone with its file.
+            progress.memory = 0
+            progress.synced = 0
+            progress.probing = false
+        }
         drains[id]?.peers[peer] = progress
+        // Kept for records that are not here yet: a repair brings them, and they are final then.
+        if guards.contains(.unionOfOutcomes) {
+            for record in report.outcomes { copies[id]?.note(record) }
+        }
         if case .ready? = drains[id]?.phase {
             applyOutcomes(id, report.outcomes, late: true)
-        } else if guards.contains(.unionOfOutcomes) {
-            for record in report.outcomes { copies[id]?.note(record) }
         }
         tickTakeover(id)
         tickChanges(id)

@@ -161,6 +161,9 @@ package struct ClusterState: StateMachine {
         case (.register, .done):
             registered = true
             list()
+        case (.register, .leaseLost):
+            // T2: one lease per incarnation, and it is over.
+            if guards.contains(.newIncarnation) { restart(.leaseLost) }
         case (.register, _): registered = false
         case (.keepAlive, .leaseLost):
             // T2: whoever lost its lease is somebody else from now on.

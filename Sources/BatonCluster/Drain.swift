@@ -9,6 +9,8 @@ struct PeerProgress: Sendable {
     var memory = 0
     var synced = 0
     var incarnation: Incarnation?
+    /// It started anew: asked what it has, even when it had everything.
+    var probing = false
     var sentAt: Instant?
     /// Dots may go until then, as far as this member is concerned (P1).
     var promiseUntil = Instant.epoch

@@ -47,6 +47,8 @@ final class Checker {
     private var counted: Set<MessageID> = []
     /// Bounced on record.
     private var finished: Set<Recipient> = []
+    /// Reports of recorded bounces that have not arrived.
+    private var openReports: Set<Recipient> = []
     private var unfinal: Set<Recipient> = []
     private var pendingDuplicates: [(Recipient, String)] = []
     private var ackedEnd: [SegmentID: Int64] = [:]
@@ -73,7 +75,7 @@ final class Checker {
 
     func offered(_ record: MailRecord) { mail[record.id] = record }
 
-    var allFinal: Bool { unfinal.isEmpty }
+    var allFinal: Bool { unfinal.isEmpty && openReports.isEmpty }
 
     var acceptedCount: Int { accepted.count }
 
@@ -187,6 +189,8 @@ final class Checker {
             }
             unfinal.remove(recipient)
         case .bounced:
+            let report = Recipient(mail: ClusterState.report(about: mail, record.job.recipient).id, recipient: 0)
+            if !mail.isReport, arrivals[report] == nil { openReports.insert(report) }
             bounced.append((recipient, ClusterState.report(about: mail, record.job.recipient).id, mail.isReport))
             unfinal.remove(recipient)
             finished.insert(recipient)
@@ -260,6 +264,9 @@ final class Checker {
         if lateKnown.contains(log(dot.segment, dot.epoch) + "\(dot.job)") {
             fail("T5: \(dot.mail.id.low) sent although its late outcome was known")
         }
+        if let state = run.hosts[index].state, let drain = state.drains[dot.segment] {
+            checkSettled(dot.segment, dot.epoch, state.settledCount(dot.segment, drain), index, run)
+        }
         // Invariant 10: at most W dots without a settled outcome. That "settled" is true is checked where it is said.
         let open = run.hosts[index].state?.unsettled ?? 0
         if open > run.plan.timing.window { fail("invariant 10: node \(index + 1) has \(open) dots in doubt") }
@@ -290,6 +297,7 @@ final class Checker {
         let before = arrivals[recipient] ?? []
         arrivals[recipient, default: []].append(arrival)
         unfinal.remove(recipient)
+        openReports.remove(recipient)
         guard !before.isEmpty else { return }
         duplicates += 1
         judge(recipient, before, arrival, run)
@@ -333,7 +341,9 @@ final class Checker {
             return fail("duplicate: settled outcome of \(recipient.mail.low) sent again: \(describe(before, arrival))")
         }
         guard let last = same.last else { return }
-        takeoverDuplicates["\(last.host).\(last.incarnation.value)", default: 0] += 1
+        // Of one segment, at most the dots in doubt at one moment; of all, a drainer may be taken over in two steps.
+        takeoverDuplicates[
+            "\(last.host).\(last.incarnation.value) in \(log(last.dot.segment, last.dot.epoch))", default: 0] += 1
     }
 
     /// The first place of a message that cleaning may have moved.
@@ -482,7 +492,7 @@ final class Checker {
             )
         }
         for (recipient, report, isReport) in bounced where !isReport {
-            if arrivals[Recipient(mail: report, recipient: 0)] == nil, accepted.contains(recipient.mail) {
+            if openReports.contains(Recipient(mail: report, recipient: 0)) {
                 return fail("NDR: \(recipient.mail.low).\(recipient.recipient) bounced, its report never arrived")
             }
         }

@@ -20,6 +20,7 @@ enum Fault: Hashable {
     case diskError(Int)
     case bitFlip(Int)
     case diskLost(Int)
+    case fileLost(Int)
 
     var kind: String {
         switch self {
@@ -38,6 +39,7 @@ enum Fault: Hashable {
         case .diskError: "disk error"
         case .bitFlip: "bit flip"
         case .diskLost: "disk lost"
+        case .fileLost: "file lost"
         }
     }
 
@@ -45,7 +47,7 @@ enum Fault: Hashable {
         switch self {
         case .crash(let host, _, _), .pause(let host, _), .partition(let host, _, _, _), .isolate(let host, _),
             .controlCut(let host, _), .leaseRevoked(let host), .diskFull(let host, _), .diskSlow(let host, _),
-            .diskError(let host), .bitFlip(let host), .diskLost(let host):
+            .diskError(let host), .bitFlip(let host), .diskLost(let host), .fileLost(let host):
             host
         case .wholePowerLoss, .controlDown, .controlFlaky, .noisyNetwork: nil
         }
@@ -103,7 +105,7 @@ struct Plan {
                 case 18: .noisyNetwork(span)
                 case 19: below(2) == 0 ? .diskFull(host, short) : .diskSlow(host, short)
                 case 20: .diskError(host)
-                default: losesDisk && !lost ? .diskLost(host) : .bitFlip(host)
+                default: losesDisk && !lost ? .diskLost(host) : (below(3) == 0 ? .fileLost(host) : .bitFlip(host))
                 }
             if case .diskLost = fault { lost = true }
             faults.append((at, fault))
@@ -111,6 +113,7 @@ struct Plan {
         // Rotten bits and a lost disk together may take both copies of a message: that is more than was promised.
         if lost {
             faults = faults.map { at, fault in
+                if case .fileLost(let host) = fault { return (at, .crash(host, power: true, downFor: .seconds(1))) }
                 if case .bitFlip(let host) = fault { return (at, .crash(host, power: true, downFor: .seconds(1))) }
                 return (at, fault)
             }
@@ -118,6 +121,25 @@ struct Plan {
         faults.sort { $0.0 < $1.0 }
         // With a node burned there still have to be as many as a message has copies, and one to copy to.
         if lost { nodes = max(nodes, timing.copies + 1) }
+    }
+
+    /// A drainer that is alone and does not learn that its lease is gone, while everybody else restarts at once: T3's case.
+    static func forgottenPromises(seed: UInt64) -> Plan {
+        var plan = Plan(seed: seed, faults: 0)
+        // The new drainer gives up on the old one soon, so that only T3 keeps it waiting.
+        plan.timing.silence = .milliseconds(200)
+        var random = SplitMix64(seed: seed)
+        for round in 0..<6 {
+            let drainer = Int(random.next() % UInt64(plan.nodes))
+            let at = Int64(5200 + round * 5000) + Int64(random.next() % 2000)
+            plan.faults.append((.milliseconds(at), .isolate(drainer, .seconds(4))))
+            plan.faults.append((.milliseconds(at + 5), .leaseRevoked(drainer)))
+            for other in 0..<plan.nodes where other != drainer {
+                plan.faults.append(
+                    (.milliseconds(at + 10), .crash(other, power: false, downFor: .milliseconds(50))))
+            }
+        }
+        return plan
     }
 
     /// A receiver's answer: mostly the same for a recipient, whoever asks.
@@ -166,6 +188,10 @@ extension Simulation {
         case .diskSlow(let host, let span): hosts[host].diskSlowUntil = now + span
         case .diskError(let host): hosts[host].disk.failing = true
         case .bitFlip(let host): flip(host)
+        case .fileLost(let host):
+            stop(host, power: false)
+            loseFile(host)
+            schedule(now + .seconds(1), .start(host))
         case .diskLost(let host):
             stop(host, power: true)
             hosts[host].disk.lost = true
@@ -187,6 +213,29 @@ extension Simulation {
     }
 
     private mutating func start(again host: Int) { schedule(now, .start(host)) }
+
+    /// Removes one file, of which another member has an intact and synced copy.
+    private mutating func loseFile(_ host: Int) {
+        let member = EnsembleMember(node: hosts[host].id, diskID: hosts[host].disk.id)
+        let ids = hosts[host].disk.files.keys.filter { id in
+            guard let file = hosts[host].disk.files[id], let key = controlPlane.keys[id], !checker.rotten.contains(id)
+            else { return false }
+            let chunks = file.chunks.map(\.chunk)
+            return key.ensemble.contains { other in
+                other != member && !key.stale.contains(other)
+                    && hosts[index(other.node)].disk.files[id].map { copy in
+                        chunks.allSatisfy { chunk in
+                            copy.chunks.contains { $0.chunk == chunk && $0.synced && $0.intact }
+                        }
+                            && Set(file.log.map(\.record)).isSubset(of: Set(copy.log.filter(\.synced).map(\.record)))
+                    } == true
+            }
+        }
+        guard !ids.isEmpty else { return }
+        let id = ids[Int(random.next() % UInt64(ids.count))]
+        checker.rotten.insert(id)
+        hosts[host].disk.files[id] = nil
+    }
 
     /// Rots one synced chunk of which another intact, synced copy exists.
     private mutating func flip(_ host: Int) {

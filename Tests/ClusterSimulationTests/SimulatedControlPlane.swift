@@ -15,12 +15,18 @@ struct SimulatedControlPlane {
     private(set) var keys = Table<SegmentID, ClusterKey>()
     private(set) var nodes = Table<NodeID, Registered>()
     var forgotten: [EnsembleMember] = []
+    /// An incarnation has one lease: once it is over, a late or repeated registration fails (T2).
+    var oneLease = true
+    private var ended: Set<Drainer> = []
 
     mutating func expire(at now: Instant) {
-        for node in nodes.keys where (nodes[node]?.until ?? .epoch) < now { nodes[node] = nil }
+        for node in nodes.keys where (nodes[node]?.until ?? .epoch) < now { revoke(node) }
     }
 
-    mutating func revoke(_ node: NodeID) { nodes[node] = nil }
+    mutating func revoke(_ node: NodeID) {
+        if let ending = nodes[node]?.record.drainer { ended.insert(ending) }
+        nodes[node] = nil
+    }
 
     func holds(_ condition: ControlRequest.Condition) -> Bool {
         switch condition {
@@ -34,6 +40,8 @@ struct SimulatedControlPlane {
         expire(at: now)
         switch request {
         case .register:
+            if nodes[record.node]?.record.incarnation != record.incarnation { revoke(record.node) }
+            if oneLease, ended.contains(record.drainer) { return .leaseLost }
             revision += 1
             nodes[record.node] = Registered(record: record, until: now + lease)
             return .done

@@ -76,6 +76,7 @@ struct Simulation {
         self.guards = guards
         self.random = SplitMix64(seed: plan.seed ^ 0x5eed)
         self.trace = tracing ? [] : nil
+        controlPlane.oneLease = guards.contains(.newIncarnation)
         let room = plan.nodes + 1
         self.controlCut = Array(repeating: .epoch, count: room)
         self.cut = Array(repeating: Array(repeating: .epoch, count: room), count: room)
@@ -158,6 +159,13 @@ struct Simulation {
             if case .committed = answer { checker.committed(request, before, self) }
             if let answerAt { schedule(answerAt, .event(index, record.incarnation, .control(request, answer))) }
         case .frame(let index, let incarnation, let frame, let sender):
+            if case .late(let id, let records) = frame, hosts[index].incarnation == incarnation,
+                hosts[index].pausedUntil <= now, let drain = hosts[index].state?.drains[id], case .ready = drain.phase
+            {
+                for record in records where record.outcome.isFinal {
+                    if case .waiting? = drain.state(of: record.job) { checker.heardLate(id, drain.epoch, record.job) }
+                }
+            }
             deliver(index, incarnation, .frame(frame, from: sender))
         case .dot(let index, let incarnation, let dot): receive(dot, index, incarnation)
         case .client(let mail): submit(mail)
@@ -319,12 +327,11 @@ struct Simulation {
 
     mutating func stop(_ index: Int, power: Bool) {
         guard hosts[index].state != nil else { return }
-        if power { checker.losingPower(index, self) }
+        checker.losingPower(index, self)
         hosts[index].state = nil
-        if power {
-            hosts[index].disk.losePower(&random)
-            checker.lostPower(index, self)
-        }
+        if power { hosts[index].disk.losePower(&random) }
+        // What the process had acknowledged and the disk had not seen yet is gone even without a loss of power.
+        checker.lostPower(index, self)
     }
 
     private mutating func endFaults() {

@@ -107,8 +107,8 @@ struct Exploration {
         return simulation
     }
 
-    /// `stride` thins out the second deviation; at most `limit` runs.
-    mutating func explore(pairs: Bool, stride: Int, limit: Int) {
+    /// `first` and `stride` thin out the steps of the first and second deviation; at most `limit` runs.
+    mutating func explore(pairs: Bool, first: Int = 1, stride: Int, limit: Int) {
         let length = run([:]).steps
         var frontier: [[Int: Deviation]] = [[:]]
         for depth in 1...(pairs ? 2 : 1) {
@@ -116,7 +116,8 @@ struct Exploration {
             for known in frontier {
                 let from = (known.keys.max() ?? 0) + 1
                 for step in Swift.stride(
-                    from: from, through: min(length, from + (depth == 1 ? length : 400)), by: depth == 1 ? 1 : stride)
+                    from: from, through: min(length, from + (depth == 1 ? length : 400)),
+                    by: depth == 1 ? first : stride)
                 {
                     for deviation in Deviation.allCases {
                         guard runs < limit, violations.count < 5 else { return }

@@ -58,6 +58,8 @@ struct AppendRole: Sendable {
     var segments = Table<SegmentID, WriterSegment>()
     var waiting: [Submission] = []
     var nextIndex: UInt64 = 0
+    /// Registrations of a segment that were applied or may still be. With two of them, one may land after the key is gone.
+    var registrations = Table<SegmentID, Int>()
     /// The disk had no room lately: no new mail until then.
     var fullUntil = Instant.epoch
     var dead = false

@@ -6,6 +6,10 @@ import BatonSpool
 package enum DiskOperation: Hashable, Sendable {
     /// Create, fsync the file, fsync its directory (A4).
     case create(SegmentID)
+    /// As `create`, in place of a file that is gone or for a joining member: marked as rebuilt until `whole`.
+    case recreate(SegmentID)
+    /// Durably takes the mark off: data and outcomes are all here.
+    case whole(SegmentID)
     case write(Chunk)
     /// fdatasync; afterwards everything before `upTo` is durable.
     case sync(SegmentID, upTo: Int64)
@@ -84,6 +88,8 @@ package enum Frame: Hashable, Sendable {
     case fetch(SegmentID, epoch: UInt64, from: Int64)
     /// Chunks for a copy that lacks them; for a joining member all of them (C1).
     case chunks(SegmentID, epoch: UInt64, [Chunk])
+    /// To a rebuilt copy: it has everything once `count` outcomes of this epoch are synced there.
+    case whole(SegmentID, epoch: UInt64, count: Int)
     /// A final outcome of an earlier drain epoch (T5).
     case late(SegmentID, [JobOutcome])
     /// The segment is finished: has your file gone? (C3)
@@ -110,14 +116,19 @@ package struct CopyReport: Hashable, Sendable {
     package let end: Int64
     package let tailInvalid: Bool
     package let outcomes: [JobOutcome]
+    /// The file is gone, or was made anew and lacks something still: its outcomes are not all that there were.
+    package let rebuilt: Bool
 
-    /// Nothing is there although there should be: the file is gone, and its outcome log with it.
-    package var isMissing: Bool { tailInvalid && end == 0 && outcomes.isEmpty }
+    /// Nothing is there although there should be.
+    package var isMissing: Bool { rebuilt && end == 0 && outcomes.isEmpty }
 
-    package init(end: Int64, tailInvalid: Bool, outcomes: [JobOutcome]) {
+    package static let missing = CopyReport(end: 0, tailInvalid: true, outcomes: [], rebuilt: true)
+
+    package init(end: Int64, tailInvalid: Bool, outcomes: [JobOutcome], rebuilt: Bool) {
         self.end = end
         self.tailInvalid = tailInvalid
         self.outcomes = outcomes
+        self.rebuilt = rebuilt
     }
 }
 

@@ -64,6 +64,7 @@ extension ClusterState {
         guard let segment = append.segments[id], !registry.isBusy(id) else { return }
         let key = ClusterKey(id: id, ensemble: segment.ensemble, drainer: me)
         guard registry.begin(key) else { return }
+        append.registrations[id] = (append.registrations[id] ?? 0) + 1
         control(.store(key, guards.contains(.registeredWriter) ? .registered(me) : .none))
     }
 

@@ -24,6 +24,8 @@ extension ClusterState {
             } else {
                 send(.created(id), to: id.writer)
             }
+        case .recreate(let id): copies[id]?.created = true
+        case .whole(let id): whole(id)
         case .write(let chunk):
             // Without the rule a write counts as durable.
             if !guards.contains(.syncBeforeAck) { synced(chunk.segment, upTo: chunk.end) }
@@ -44,6 +46,10 @@ extension ClusterState {
         case .create(let id):
             append.segments[id] = nil
             unlink(id)
+        case .recreate(let id):
+            // Tried again with the next listing, or when the drainer gives again.
+            copies[id] = nil
+            drains[id] = nil
         case .write(let chunk):
             append.fullUntil = now + .seconds(2)
             // What stands there is of no use: the copy says no more than what it has synced.
@@ -74,6 +80,8 @@ extension ClusterState {
     // MARK: Frames
 
     mutating func received(_ frame: Frame, from sender: Drainer) {
+        // What a receiver took stays true, whatever became of the sender since (T5).
+        if case .late(let id, let records) = frame { lateOutcomes(id, records) }
         guard meet(sender) else { return }
         switch frame {
         case .create(let id): create(id, for: sender)
@@ -90,7 +98,8 @@ extension ClusterState {
         case .reported(let id, let epoch, let report): reported(id, epoch, report, by: sender)
         case .fetch(let id, let epoch, let from): fetch(id, epoch, from, for: sender)
         case .chunks(let id, let epoch, let chunks): repair(id, epoch, chunks, from: sender)
-        case .late(let id, let records): lateOutcomes(id, records)
+        case .whole(let id, let epoch, let count): becomeWhole(id, epoch, count)
+        case .late: break
         case .confirm(let id): confirm(id, to: sender)
         case .unlinked(let id): confirmed(id, by: sender)
         case .submit(let mail, let key, let receiver): submitted(mail, key, receiver, from: sender)
@@ -100,11 +109,13 @@ extension ClusterState {
         }
     }
 
-    /// Notes the sender's incarnation; false for one that another has followed.
+    /// Notes the sender's incarnation; false for one that another has followed. Incarnations of a node are in the order of its
+    /// starts: a frame of an old one may come first after one of the new.
     private mutating func meet(_ sender: Drainer) -> Bool {
         var met = incarnations[sender.node] ?? []
         if met.last == sender.incarnation { return true }
         if met.contains(sender.incarnation) { return false }
+        if guards.contains(.orderedIncarnations), let last = met.last, sender.incarnation < last { return false }
         met.append(sender.incarnation)
         incarnations[sender.node] = met
         for id in drains.keys { peerRestarted(sender, in: id) }
@@ -176,8 +187,7 @@ extension ClusterState {
         guard var copy = copies[id], copy.created else {
             // A member without its file says so, and gets it again: damage, never emptiness (A4).
             if let key = registry.keys[id], key.ensemble.contains(member), copies[id] == nil, key.state != .finished {
-                let nothing = CopyReport(end: 0, tailInvalid: true, outcomes: [])
-                send(.reported(id, epoch: epoch, nothing), to: sender.node)
+                send(.reported(id, epoch: epoch, .missing), to: sender.node)
             }
             return
         }

@@ -51,12 +51,11 @@ extension ClusterState {
     /// P1: a silent partner is put into `stale` before the next dot, when there is something to send.
     private func dueStale(_ id: SegmentID, _ drain: Drain, _ key: ClusterKey) -> EnsembleMember? {
         guard guards.contains(.staleByCompareAndSet) else { return nil }
-        let waits = !drain.open.isEmpty || drain.log.count > settledCount(id, drain)
-        return key.partners(of: member).first { other in
-            guard let peer = drain.peers[other], peer.promiseUntil <= now, let since = peer.silentSince,
-                waits || peer.synced < drain.log.count
+        return key.ensemble.first { other in
+            guard key.isPartner(other, of: member), let peer = drain.peers[other], peer.promiseUntil <= now,
+                let since = peer.silentSince, now - since >= timing.silence
             else { return false }
-            return now - since >= timing.silence
+            return peer.synced < drain.log.count || !drain.open.isEmpty || drain.log.count > settledCount(id, drain)
         }
     }
 
@@ -69,7 +68,7 @@ extension ClusterState {
             if !guards.contains(.catchUpBeforeLeavingStale) { return true }
             guard peer.synced >= drain.log.count else { return false }
             if append.segments[id] != nil { return true }
-            return peer.reported.map { $0.end >= key.sealedAt ?? 0 } ?? false
+            return peer.reported.map { $0.end >= key.sealedAt ?? 0 && !$0.rebuilt } ?? false
         }
     }
 
@@ -145,7 +144,9 @@ extension ClusterState {
         }
         guard registry.isAlive(joiner) else { return change(id, Self.dropJoining) }
         let peer = drain.peers[joiner]
-        let complete = (peer?.reported?.end ?? -1) >= length && (peer?.synced ?? 0) >= drain.log.count
+        let complete =
+            (peer?.reported?.end ?? -1) >= length && (peer?.synced ?? 0) >= drain.log.count
+            && peer?.reported?.rebuilt == false
         if complete || !guards.contains(.syncedBeforeJoining) {
             return change(id) { key in
                 key.ensemble = key.ensemble.map { $0 == lost ? joiner : $0 }

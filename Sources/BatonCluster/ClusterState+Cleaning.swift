@@ -82,9 +82,9 @@ extension ClusterState {
     /// C2 iv: what the source's key says about messages that were moved out of it.
     mutating func decideMoves(from source: ClusterKey) {
         for id in drains.keys {
-            guard case .ready? = drains[id]?.phase else { continue }
-            for index in drains[id]?.open ?? [] {
-                guard let record = drains[id]?.records[Int(index)], record.held,
+            guard let drain = drains[id], case .ready = drain.phase else { continue }
+            for index in drain.open {
+                guard drain.records[Int(index)].held, let record = drains[id]?.records[Int(index)], record.held,
                     case .moved(source.id, let epoch, _)? = record.mail.hold
                 else { continue }
                 decide(id, index, source, epoch)
@@ -107,9 +107,10 @@ extension ClusterState {
     mutating func decideAbsent(_ listing: Listing) {
         let there = Set(listing.keys.map(\.id))
         for id in drains.keys {
-            guard case .ready? = drains[id]?.phase else { continue }
-            for index in drains[id]?.open ?? [] {
-                guard let record = drains[id]?.records[Int(index)], record.held, record.addedAt < listSentAt,
+            guard let drain = drains[id], case .ready = drain.phase else { continue }
+            for index in drain.open {
+                guard drain.records[Int(index)].held, let record = drains[id]?.records[Int(index)], record.held,
+                    record.addedAt < listSentAt,
                     case .moved(let source, _, _)? = record.mail.hold
                 else { continue }
                 if !there.contains(source) {
@@ -128,13 +129,20 @@ extension ClusterState {
     }
 
     /// C2 v: the source's key goes only when the target's log holds every decision, or the target is gone.
+    /// And not while a second registration of it may land, which the end of the writer's incarnation makes impossible.
     func mayRemove(_ key: ClusterKey) -> Bool {
+        if guards.contains(.registrationSettled), isRegisteredTwice(key.id) { return false }
         guard guards.contains(.decisionBeforeTombstone), let target = key.target else { return true }
+        // A finished target has decided everything.
+        if registry.keys[target]?.state == .finished { return true }
         return registry.keys[target] == nil && registry.listedRevision >= key.revision
     }
 
+    func isRegisteredTwice(_ id: SegmentID) -> Bool { append.registrations[id] ?? 0 > 1 }
+
     /// The target's drainer takes its own name out of the source's key once its decisions are synced on every member.
     mutating func tickTargets() {
+        guard registry.keys.contains(where: { $0.target != nil }) else { return }
         for source in registry.keys.values {
             guard let target = source.target, let drain = drains[target], case .ready = drain.phase,
                 let key = registry.keys[target], append.segments[target] != nil || key.sealedAt == drain.length,

@@ -23,7 +23,7 @@ extension ClusterState {
         for id in drains.keys {
             guard let drain = drains[id], case .ready = drain.phase, let key = registry.keys[id] else { continue }
             // Stale members are asked too: their answer shows that they are back.
-            for other in key.ensemble + (key.joining.map { [$0] } ?? []) where other != member {
+            for other in key.everybody where other != member {
                 asks[other.node] = (asks[other.node] ?? []) + [PromiseItem(segment: id, epoch: drain.epoch)]
                 var peer = drain.peers[other] ?? PeerProgress()
                 if peer.silentSince == nil { peer.silentSince = now }
@@ -53,11 +53,15 @@ extension ClusterState {
     func mayDot(_ id: SegmentID, _ drain: Drain) -> Bool {
         guard case .ready = drain.phase, now >= drain.notBefore else { return false }
         guard guards.contains(.freshPromise) else { return true }
-        return partners(id).allSatisfy { other in
+        func mayPass(_ other: EnsembleMember) -> Bool {
             let peer = drain.peers[other]
             if (peer?.promiseUntil ?? .epoch) > now { return true }
             guard !guards.contains(.staleByCompareAndSet), let since = peer?.silentSince else { return false }
             return now - since >= timing.silence
+        }
+        if !guards.contains(.unknownIsNotStale) { return partners(id).allSatisfy(mayPass) }
+        return registry.allViews(id) { view in
+            view.ensemble.allSatisfy { !view.isPartner($0, of: member) || mayPass($0) }
         }
     }
 
@@ -68,18 +72,15 @@ extension ClusterState {
         var sum = 0
         for id in drains.keys {
             guard let drain = drains[id] else { continue }
-            let settled = settledCount(id, drain)
-            sum +=
-                drain.inFlight
-                + (drain.dotted.count - (drain.dotted.firstIndex { $0 >= settled } ?? drain.dotted.count))
+            sum += drain.inFlight
+            if !drain.dotted.isEmpty { sum += drain.dotted(from: settledCount(id, drain)) }
         }
         return sum
     }
 
     mutating func pump(_ id: SegmentID) {
-        guard let drain = drains[id], !drain.open.isEmpty, drain.cleaning == nil, !drain.raise, mayDot(id, drain) else {
-            return
-        }
+        guard let drain = drains[id], drain.hasDue(at: now), drain.cleaning == nil, !drain.raise, mayDot(id, drain)
+        else { return }
         var room = guards.contains(.window) ? timing.window - unsettled : .max
         for index in drain.open {
             guard let record = drains[id]?.records[Int(index)], !record.held else { continue }
@@ -239,8 +240,10 @@ extension ClusterState {
     }
 
     private mutating func stream(_ id: SegmentID, fresh: Bool) {
-        guard let drain = drains[id], case .ready = drain.phase, let key = registry.keys[id] else { return }
-        for other in key.ensemble + (key.joining.map { [$0] } ?? []) where other != member {
+        guard let drain = drains[id], case .ready = drain.phase,
+            fresh || !drain.log.isEmpty || drain.peers.contains(where: \.probing), let key = registry.keys[id]
+        else { return }
+        for other in key.everybody where other != member {
             var peer = drain.peers[other] ?? PeerProgress()
             let behind = peer.memory < drain.log.count
             let recently = peer.sentAt.map { now - $0 < timing.retransmit } ?? false
@@ -287,19 +290,25 @@ extension ClusterState {
     func settledCount(_ id: SegmentID, _ drain: Drain) -> Int {
         var count = drain.log.count
         let synced = copies[id].map { $0.logEpoch == drain.epoch ? $0.logSynced : 0 } ?? 0
-        let views =
-            !guards.contains(.unknownIsNotStale)
-            ? (optimism[id].map { [$0] } ?? registry.views(id)) : registry.views(id)
-        for view in views {
-            let partners = view.partners(of: member)
-            if partners.isEmpty { count = min(count, synced) }
-            for partner in partners { count = min(count, drain.peers[partner]?.memory ?? 0) }
+        func limit(_ view: ClusterKey) -> Bool {
+            var alone = true
+            for partner in view.ensemble where view.isPartner(partner, of: member) {
+                alone = false
+                count = min(count, drain.peers[partner]?.memory ?? 0)
+            }
+            if alone { count = min(count, synced) }
+            return true
+        }
+        if !guards.contains(.unknownIsNotStale), let believed = optimism[id] {
+            _ = limit(believed)
+        } else {
+            _ = registry.allViews(id, satisfy: limit)
         }
         return guards.contains(.doubtAfterLeaving) ? count : max(count, drain.settledHigh)
     }
 
     mutating func saySettled(_ id: SegmentID) {
-        guard let drain = drains[id] else { return }
+        guard let drain = drains[id], !drain.log.isEmpty || drain.settledSaid > 0 else { return }
         let count = settledCount(id, drain)
         guard count != drain.settledSaid else { return }
         drains[id]?.settledSaid = count

@@ -18,6 +18,8 @@ struct SubmitBook: Sendable {
     }
 
     var counter: UInt64 = 0
+    /// Next time that remembered keys are looked through.
+    var pruneAt = Instant.epoch
     var incoming = Table<SubmitKey, Incoming>()
     var outgoing = Table<SubmitKey, Outgoing>()
     /// Questions about held copies: who said no so far.
@@ -90,9 +92,21 @@ extension ClusterState {
                 complete = false
                 continue
             }
-            if drain.records.contains(where: { $0.mail.submit == key }) { return .have }
+            if drain.records.contains(where: { $0.mail.submit == key }) {
+                return isOnAllMembers(known, drain) || !guards.contains(.haveWhenCopied) ? .have : .pending
+            }
         }
         return complete || !guards.contains(.noOnlyWhenScanned) ? .no : .unknown
+    }
+
+    /// An unacknowledged message may stand in one copy only: the held copy goes when every member has this one.
+    private func isOnAllMembers(_ key: ClusterKey, _ drain: Drain) -> Bool {
+        guard let copy = copies[key.id], !copy.rebuilt, let length = key.sealedAt, copy.end >= length else {
+            return false
+        }
+        return key.ensemble.allSatisfy { other in
+            other == member || drain.peers[other]?.reported.map { $0.end >= length && !$0.rebuilt } ?? false
+        }
     }
 
     private func scannedSegments(of receiver: Drainer) -> [SegmentID] {
@@ -145,8 +159,9 @@ extension ClusterState {
 
     private func held(_ key: SubmitKey) -> (id: SegmentID, index: Int64, receiver: Drainer)? {
         for id in drains.keys {
-            for index in drains[id]?.open ?? [] {
-                if case .submit(key, let receiver)? = drains[id]?.records[Int(index)].mail.hold {
+            guard let drain = drains[id] else { continue }
+            for index in drain.open {
+                if case .submit(key, let receiver)? = drain.records[Int(index)].mail.hold {
                     return (id, index, receiver)
                 }
             }
@@ -165,11 +180,15 @@ extension ClusterState {
                 send(.submit(out.mail, key, receiver: out.receiver.incarnation), to: out.receiver.node)
             }
         }
-        for key in submits.incoming.keys {
-            switch submits.incoming[key] {
-            case .have(let at)?, .refused(let at)?, .unknown(let at)?:
-                if now - at > timing.remember { submits.incoming[key] = nil }
-            case .pending?, nil: break
+        // Now and then: a key may be kept a little longer.
+        if now >= submits.pruneAt {
+            submits.pruneAt = now + timing.silence
+            for key in submits.incoming.keys {
+                switch submits.incoming[key] {
+                case .have(let at)?, .refused(let at)?, .unknown(let at)?:
+                    if now - at > timing.remember { submits.incoming[key] = nil }
+                case .pending?, nil: break
+                }
             }
         }
         for id in drains.keys { tickHeld(id) }
@@ -177,8 +196,8 @@ extension ClusterState {
 
     private mutating func tickHeld(_ id: SegmentID) {
         guard let drain = drains[id], case .ready = drain.phase else { return }
-        for index in drain.open {
-            guard drain.records[Int(index)].held,
+        for index in drain.open where drain.records[Int(index)].held {
+            guard
                 case .submit(let key, let receiver)? = drain.records[Int(index)].mail.hold
             else { continue }
             var question =

@@ -24,7 +24,11 @@ extension ClusterState {
             orphanedSince[id] = since
             guard key.ensemble.contains(member) else { continue }
             // P2: a stale member may not take over.
-            if guards.contains(.staleMayNotTakeOver), key.stale.contains(member), !isLastCopy(key) { continue }
+            if guards.contains(.staleMayNotTakeOver), key.stale.contains(member), key.state != .finished,
+                !isLastCopy(key)
+            {
+                continue
+            }
             // T6: the old owner, started again, has outcomes that nobody else has.
             if guards.contains(.preferOwner), key.drainer.node != me.node, ownerIsBack(key),
                 now - since < timing.ownerFirst
@@ -36,10 +40,11 @@ extension ClusterState {
         }
     }
 
-    /// Every member that is not stale was declared lost: only so does a stale one take over, and what it delivers counts (P2).
+    /// Every other member is stale or was declared lost, one at least lost: only so does a stale one take over, and what it
+    /// delivers counts (P2). Whoever took over so may have put the lost one into `stale` since.
     func isLastCopy(_ key: ClusterKey) -> Bool {
         key.ensemble.allSatisfy { $0 == member || key.stale.contains($0) || registry.forgotten.contains($0) }
-            && key.ensemble.contains { registry.forgotten.contains($0) && !key.stale.contains($0) }
+            && key.ensemble.contains { $0 != member && registry.forgotten.contains($0) }
     }
 
     private func ownerIsBack(_ key: ClusterKey) -> Bool {
@@ -77,9 +82,7 @@ extension ClusterState {
             // A4: a missing file is damage, never emptiness; the others have to say what was there.
             drain.tailInvalid = guards.contains(.missingIsDamage)
             drain.phase = .asking
-            copies[key.id] = Copy()
-            copies[key.id]?.created = true
-            disk(.create(key.id))
+            recreate(key.id)
         }
         drains[key.id] = drain
         copies[key.id]?.sealing = key.drainEpoch
@@ -106,12 +109,10 @@ extension ClusterState {
         copies[id]?.synced = scan.end
         if let asked = reporting[id] {
             reporting[id] = nil
-            let report = CopyReport(
-                end: scan.end, tailInvalid: scan.tailInvalid, outcomes: copies[id]?.allOutcomes ?? [])
-            send(.reported(id, epoch: asked.epoch, report), to: asked.to)
+            if let report = copies[id]?.report { send(.reported(id, epoch: asked.epoch, report), to: asked.to) }
         }
         guard var drain = drains[id] else { return }
-        drain.tailInvalid = scan.tailInvalid || (copyWasMissing(id) && guards.contains(.missingIsDamage))
+        drain.tailInvalid = scan.tailInvalid || (copies[id]?.rebuilt ?? false)
         drains[id] = drain
         load(id, from: scan)
         switch drain.phase {
@@ -121,13 +122,6 @@ extension ClusterState {
             tickTakeover(id)
         case .asking, .ready: saySettled(id)
         }
-    }
-
-    /// A file that was made anew because there was none stays suspect until its length is known from elsewhere.
-    private func copyWasMissing(_ id: SegmentID) -> Bool {
-        guard let drain = drains[id], let copy = copies[id] else { return false }
-        if case .asking = drain.phase { return drain.tailInvalid && copy.chunks.isEmpty }
-        return drain.tailInvalid && copy.chunks.isEmpty && registry.keys[id]?.sealedAt == nil
     }
 
     /// Queue = envelopes minus outcomes; what is there already stays as it is.
@@ -173,7 +167,7 @@ extension ClusterState {
         guard let copy = copies[id] else {
             // No file, or none any more: damage, not emptiness. Only a member whose key was read may say so.
             if let key = registry.keys[id], key.drainEpoch >= epoch, key.ensemble.contains(member) {
-                send(.reported(id, epoch: epoch, CopyReport(end: 0, tailInvalid: true, outcomes: [])), to: sender.node)
+                send(.reported(id, epoch: epoch, .missing), to: sender.node)
             } else {
                 control(.read(id))
             }
@@ -229,6 +223,7 @@ extension ClusterState {
                 && registry.isAlive(other)
         }
         if waits, guards.contains(.unionOfOutcomes) { return }
+        if lacksOutcomes(id, drain, key) { return }
         drains[id]?.phase = .ready
         // The new epoch's log begins with everything that is final by now, so that a backup of it has it all.
         let union = copies[id]?.allOutcomes ?? []
@@ -241,12 +236,19 @@ extension ClusterState {
             disk(.outcomes(id, epoch: drain.epoch, from: 0, union))
         }
         for record in union { settle(id, record) }
-        if key.stale.contains(member) {
+        if key.stale.contains(member) || copies[id]?.rebuilt == true {
             for index in drains[id]?.open ?? [] {
                 if let mail = drains[id]?.records[Int(index)].mail.id { actions.append(.maybeDuplicate(mail)) }
             }
         }
         tickChanges(id)
+    }
+
+    /// The own file was lost: whoever has the outcomes is waited for, unless all of them were declared lost.
+    private func lacksOutcomes(_ id: SegmentID, _ drain: Drain, _ key: ClusterKey) -> Bool {
+        guard copies[id]?.rebuilt == true else { return false }
+        let holders = key.ensemble.filter { key.isPartner($0, of: member) && !registry.forgotten.contains($0) }
+        return !holders.isEmpty && !holders.contains { drain.peers[$0]?.reported?.rebuilt == false }
     }
 
     // MARK: 4. The sealed length
@@ -263,75 +265,5 @@ extension ClusterState {
             longest = max(longest, report.end)
         }
         return longest
-    }
-
-    // MARK: Repair
-
-    /// Fetches what the local copy lacks before the sealed length.
-    mutating func tickRepair(_ id: SegmentID) {
-        guard let drain = drains[id], let key = registry.keys[id], case .ready = drain.phase else { return }
-        let own = copies[id]?.end ?? 0
-        let lacks = key.sealedAt.map { own < $0 } ?? false
-        if lacks || drain.repairFrom != nil {
-            if let at = drain.fetchedAt, now - at < timing.promiseRenewal { return }
-            drains[id]?.fetchedAt = now
-            let from = min(own, drain.repairFrom ?? own)
-            for other in key.ensemble + (key.joining.map { [$0] } ?? []) where other != member {
-                send(.fetch(id, epoch: drain.epoch, from: from), to: other.node)
-            }
-            return
-        }
-        guard let length = key.sealedAt else { return }
-        // And gives to members what they lack.
-        for other in key.ensemble where other != member {
-            guard let report = drain.peers[other]?.reported, report.end < length else { continue }
-            if let at = drain.peers[other]?.reportAskedAt, now - at < timing.promiseRenewal { continue }
-            drains[id]?.peers[other]?.reportAskedAt = now
-            give(id, from: report.end, to: other)
-        }
-    }
-
-    mutating func give(_ id: SegmentID, from: Int64, to other: EnsembleMember) {
-        guard let drain = drains[id], let copy = copies[id] else { return }
-        send(.chunks(id, epoch: drain.epoch, copy.chunks.filter { $0.end > from }), to: other.node)
-    }
-
-    mutating func fetch(_ id: SegmentID, _ epoch: UInt64, _ from: Int64, for sender: Drainer) {
-        guard let copy = copies[id] else { return }
-        let chunks = copy.chunks.filter { $0.end > from }
-        if !chunks.isEmpty { send(.chunks(id, epoch: epoch, chunks), to: sender.node) }
-    }
-
-    /// Chunks that this copy lacks: as drainer, as a member with damage, or as the joining member (C1).
-    mutating func repair(_ id: SegmentID, _ epoch: UInt64, _ chunks: [Chunk], from sender: Drainer) {
-        if drains[id]?.epoch == epoch {
-            drains[id]?.repairFrom = nil
-            return disk(.repair(id, limited(chunks, registry.keys[id]?.sealedAt)))
-        }
-        guard let key = registry.keys[id], key.drainer.node == sender.node, key.drainEpoch == epoch, isMember(of: key),
-            key.state != .finished
-        else { return control(.read(id)) }
-        if copies[id] == nil {
-            // C1: only who is named as joining begins a copy; the rule's counter-example copies to anybody.
-            copies[id] = Copy()
-            copies[id]?.created = true
-            disk(.create(id))
-        }
-        if epoch > copies[id]?.sealing ?? 0 { copies[id]?.sealing = epoch }
-        let wanted = limited(chunks, key.sealedAt)
-        if !wanted.isEmpty { disk(.repair(id, wanted)) }
-        reporting[id] = (to: sender.node, epoch: epoch)
-        disk(.seal(id, epoch: epoch))
-    }
-
-    private func limited(_ chunks: [Chunk], _ length: Int64?) -> [Chunk] {
-        guard let length else { return chunks }
-        return chunks.compactMap { chunk in
-            guard chunk.start < length else { return nil }
-            guard chunk.end > length else { return chunk }
-            return Chunk(
-                segment: chunk.segment, start: chunk.start,
-                records: Array(chunk.records.prefix(Int(length - chunk.start))))
-        }
     }
 }

@@ -186,6 +186,7 @@ package struct ClusterState: StateMachine {
             learn(stored, own: true)
         case (.store(let key, let condition), .refused(let current, let conditionFailed)):
             registry.end(key.id)
+            if key.revision == 0, let tries = append.registrations[key.id] { append.registrations[key.id] = tries - 1 }
             if conditionFailed, case .registered = condition { return restart(.leaseLost) }
             if let current { learn(current, own: false) } else if key.revision > 0 { absent(key.id) }
             // Somebody else was faster, or the drainer that was to be replaced lives after all.
@@ -194,7 +195,9 @@ package struct ClusterState: StateMachine {
             registry.unknown(key.id)
             optimist(key)
         case (.store(let key, _), _): registry.end(key.id)
-        case (.remove(let key), .committed): absent(key.id)
+        case (.remove(let key), .committed):
+            append.registrations[key.id] = nil
+            absent(key.id)
         case (.remove(let key), .refused(let current, _)):
             if let current { learn(current, own: false) } else { absent(key.id) }
         case (.remove, _): break

@@ -22,9 +22,18 @@ extension SegmentKey {
         if case .sealed(let length) = state { length } else { nil }
     }
 
+    /// The ensemble, and the joining member.
+    package var everybody: [EnsembleMember] { joining.map { ensemble + [$0] } ?? ensemble }
+
+    /// Whether `other` has to promise `member` something and to hold its outcomes.
+    @inline(__always)
+    package func isPartner(_ other: EnsembleMember, of member: EnsembleMember) -> Bool {
+        other != member && (stale.isEmpty || !stale.contains(other))
+    }
+
     /// Who has to promise and to hold outcomes, besides `member` itself.
     package func partners(of member: EnsembleMember) -> [EnsembleMember] {
-        ensemble.filter { $0 != member && !stale.contains($0) }
+        ensemble.filter { isPartner($0, of: member) }
     }
 }
 
@@ -130,6 +139,8 @@ package struct CopyScan: Hashable, Sendable {
     /// Something stands behind the valid prefix that is not valid: torn or rotten, the copy alone cannot tell.
     package var tailInvalid: Bool
     package var sealEpoch: UInt64
+    /// Made anew in place of a lost file, and not whole yet.
+    package var rebuilt: Bool
     /// In the order of the log, of all epochs.
     package var outcomes: [JobOutcome]
     /// Epoch of the newest outcome log and how many of its records are there.
@@ -137,12 +148,13 @@ package struct CopyScan: Hashable, Sendable {
     package var logCount: Int
 
     package init(
-        chunks: [Chunk], tailInvalid: Bool, sealEpoch: UInt64, outcomes: [JobOutcome], logEpoch: UInt64,
-        logCount: Int
+        chunks: [Chunk], tailInvalid: Bool, sealEpoch: UInt64, rebuilt: Bool, outcomes: [JobOutcome],
+        logEpoch: UInt64, logCount: Int
     ) {
         self.chunks = chunks
         self.tailInvalid = tailInvalid
         self.sealEpoch = sealEpoch
+        self.rebuilt = rebuilt
         self.outcomes = outcomes
         self.logEpoch = logEpoch
         self.logCount = logCount

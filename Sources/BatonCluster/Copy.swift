@@ -10,6 +10,8 @@ package struct Copy: Sendable {
     var chunks: [Chunk] = []
     var synced: Int64 = 0
     var tailInvalid = false
+    /// Made anew in place of a lost file: until it is whole, its outcome log proves nothing, and no length is taken from it.
+    var rebuilt = false
     /// Epoch of the persisted seal; 0 when there is none.
     var sealEpoch: UInt64 = 0
     /// Of a seal on its way to the disk: it binds at once.
@@ -42,6 +44,7 @@ package struct Copy: Sendable {
     mutating func adopt(_ scan: CopyScan) {
         chunks = scan.chunks
         tailInvalid = scan.tailInvalid
+        rebuilt = scan.rebuilt
         sealEpoch = max(sealEpoch, scan.sealEpoch)
         for record in scan.outcomes { note(record) }
     }
@@ -58,6 +61,11 @@ package struct Copy: Sendable {
     var allOutcomes: [JobOutcome] {
         released.keys.map { JobOutcome(job: $0, outcome: .released) }
             + finals.keys.compactMap { job in finals[job].map { JobOutcome(job: job, outcome: $0) } }
+    }
+
+    /// What a taker is told.
+    var report: CopyReport {
+        CopyReport(end: end, tailInvalid: tailInvalid || rebuilt, outcomes: allOutcomes, rebuilt: rebuilt)
     }
 
     mutating func cut(at length: Int64) {

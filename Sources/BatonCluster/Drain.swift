@@ -83,6 +83,22 @@ struct Drain: Sendable {
 
     var length: Int64 { Int64(records.count) }
 
+    /// A dot is due, if it is allowed.
+    func hasDue(at now: Instant) -> Bool {
+        open.contains { index in
+            let record = records[Int(index)]
+            return !record.held
+                && record.jobs.contains { if case .waiting(let due) = $0 { due <= now } else { false } }
+        }
+    }
+
+    /// Outcomes of own dots at `position` of the log or behind it.
+    func dotted(from position: Int) -> Int {
+        var count = 0
+        while count < dotted.count, dotted[dotted.count - 1 - count] >= position { count += 1 }
+        return count
+    }
+
     mutating func add(_ mail: MailRecord, due: Instant) {
         let index = length
         var jobs = [JobState](repeating: .waiting(due), count: mail.recipients)

@@ -118,4 +118,15 @@ package struct Guards: OptionSet, Hashable, Sendable {
     package static let heldIsStored = Guards(44)
     /// S7: keys of finished messages are remembered beyond the hold time.
     package static let rememberFinished = Guards(45)
+
+    // MARK: Found with the simulator (CLUSTER_MODEL)
+
+    /// A key is not removed while another attempt to register it may still land: it would come to life again.
+    package static let registrationSettled = Guards(46)
+    /// A file that was made anew in place of a lost one says so on disk until it has everything again.
+    package static let rebuiltIsMarked = Guards(47)
+    /// A taker says "have" about a key only when every member of the segment's ensemble has the message.
+    package static let haveWhenCopied = Guards(48)
+    /// A frame of an older incarnation is not taken for one of a newer, in whatever order they are met.
+    package static let orderedIncarnations = Guards(49)
 }

@@ -21,7 +21,7 @@ package struct RegistryView: Sendable {
     /// Changes with an unknown result whose base revision is still the stored one: they may land at any time.
     private var possible = Table<SegmentID, [ClusterKey]>()
 
-    func isBusy(_ id: SegmentID) -> Bool { changes[id] != nil }
+    func isBusy(_ id: SegmentID) -> Bool { changes.contains(id) }
 
     func isAlive(_ drainer: Drainer) -> Bool {
         nodes.contains { $0.node == drainer.node && $0.incarnation == drainer.incarnation }
@@ -37,6 +37,14 @@ package struct RegistryView: Sendable {
         if let known = keys[id] { views.insert(known, at: 0) }
         if let change = changes[id], !views.contains(change.key) { views.append(change.key) }
         return views
+    }
+
+    /// Whether the test holds for every view; without the array, and a view may be looked at twice.
+    func allViews(_ id: SegmentID, satisfy test: (ClusterKey) -> Bool) -> Bool {
+        if let known = keys[id], !test(known) { return false }
+        if !possible.isEmpty, let landing = possible[id], !landing.allSatisfy(test) { return false }
+        if !changes.isEmpty, let change = changes[id], !test(change.key) { return false }
+        return true
     }
 
     /// False when another change of the segment is under way.
@@ -56,7 +64,9 @@ package struct RegistryView: Sendable {
     }
 
     /// Segments whose key has to be read before anything else is decided about them.
-    var toRead: [SegmentID] { changes.keys.filter { changes[$0]?.unknown == true } }
+    var toRead: [SegmentID] {
+        changes.contains(where: \.unknown) ? changes.keys.filter { changes[$0]?.unknown == true } : []
+    }
 
     /// The key was read after an unknown result: the next change may begin.
     mutating func read(_ id: SegmentID) {

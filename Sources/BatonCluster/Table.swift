@@ -7,15 +7,27 @@ import BatonSpool
 /// of the simulator is its seed and nothing else.
 package struct Table<Key: Comparable & Sendable, Value: Sendable>: Sendable {
     package private(set) var keys: [Key] = []
-    private var slots: [Value?] = []
+    @usableFromInline var slots: [Value?] = []
 
-    package init() {}
+    @inlinable package init() {}
 
-    package var isEmpty: Bool { keys.isEmpty }
-    package var count: Int { keys.count }
-    package var values: [Value] { slots.compactMap { $0 } }
+    @inlinable package var isEmpty: Bool { keys.isEmpty }
+    @inlinable package var count: Int { keys.count }
+    @inlinable package var values: [Value] {
+        var found: [Value] = []
+        found.reserveCapacity(slots.count)
+        for case let value? in slots { found.append(value) }
+        return found
+    }
 
-    private func place(of key: Key) -> (index: Int, found: Bool) {
+    @inlinable package func contains(_ key: Key) -> Bool { place(of: key).found }
+
+    @inlinable package func contains(where test: (Value) -> Bool) -> Bool {
+        for case let value? in slots where test(value) { return true }
+        return false
+    }
+
+    @inlinable func place(of key: Key) -> (index: Int, found: Bool) {
         var low = 0
         var high = keys.count
         while low < high {
@@ -25,7 +37,7 @@ package struct Table<Key: Comparable & Sendable, Value: Sendable>: Sendable {
         return (low, low < keys.count && keys[low] == key)
     }
 
-    package subscript(key: Key) -> Value? {
+    @inlinable package subscript(key: Key) -> Value? {
         get {
             let (index, found) = place(of: key)
             return found ? slots[index] : nil

@@ -61,6 +61,7 @@ struct Plan {
     var timing = ClusterTiming()
     var mail: [(TimeSpan, MailRecord)] = []
     var faults: [(TimeSpan, Fault)] = []
+    var aims: [Aim] = []
     var faultSpan = TimeSpan.seconds(40)
     var settleSpan = TimeSpan.seconds(150)
 
@@ -121,25 +122,7 @@ struct Plan {
         faults.sort { $0.0 < $1.0 }
         // With a node burned there still have to be as many as a message has copies, and one to copy to.
         if lost { nodes = max(nodes, timing.copies + 1) }
-    }
-
-    /// A drainer that is alone and does not learn that its lease is gone, while everybody else restarts at once: T3's case.
-    static func forgottenPromises(seed: UInt64) -> Plan {
-        var plan = Plan(seed: seed, faults: 0)
-        // The new drainer gives up on the old one soon, so that only T3 keeps it waiting.
-        plan.timing.silence = .milliseconds(200)
-        var random = SplitMix64(seed: seed)
-        for round in 0..<6 {
-            let drainer = Int(random.next() % UInt64(plan.nodes))
-            let at = Int64(5200 + round * 5000) + Int64(random.next() % 2000)
-            plan.faults.append((.milliseconds(at), .isolate(drainer, .seconds(4))))
-            plan.faults.append((.milliseconds(at + 5), .leaseRevoked(drainer)))
-            for other in 0..<plan.nodes where other != drainer {
-                plan.faults.append(
-                    (.milliseconds(at + 10), .crash(other, power: false, downFor: .milliseconds(50))))
-            }
-        }
-        return plan
+        aim(losesDisk: lost)
     }
 
     /// A receiver's answer: mostly the same for a recipient, whoever asks.
@@ -156,6 +139,11 @@ struct Plan {
 extension Simulation {
     mutating func inject(_ fault: Fault) {
         if let host = fault.host, hosts[host].gone { return }
+        switch fault {
+        case .bitFlip(let host): return flip(host, fault)
+        case .fileLost(let host): return loseFile(host, fault)
+        default: break
+        }
         coverage.inject(fault, self)
         if trace != nil { note("fault \(fault)") }
         switch fault {
@@ -187,11 +175,7 @@ extension Simulation {
             schedule(now + span, .heal(fault))
         case .diskSlow(let host, let span): hosts[host].diskSlowUntil = now + span
         case .diskError(let host): hosts[host].disk.failing = true
-        case .bitFlip(let host): flip(host)
-        case .fileLost(let host):
-            stop(host, power: false)
-            loseFile(host)
-            schedule(now + .seconds(1), .start(host))
+        case .bitFlip, .fileLost: break
         case .diskLost(let host):
             stop(host, power: true)
             hosts[host].disk.lost = true
@@ -215,7 +199,7 @@ extension Simulation {
     private mutating func start(again host: Int) { schedule(now, .start(host)) }
 
     /// Removes one file, of which another member has an intact and synced copy.
-    private mutating func loseFile(_ host: Int) {
+    private mutating func loseFile(_ host: Int, _ fault: Fault) {
         let member = EnsembleMember(node: hosts[host].id, diskID: hosts[host].disk.id)
         let ids = hosts[host].disk.files.keys.filter { id in
             guard let file = hosts[host].disk.files[id], let key = controlPlane.keys[id], !checker.rotten.contains(id)
@@ -233,12 +217,16 @@ extension Simulation {
         }
         guard !ids.isEmpty else { return }
         let id = ids[Int(random.next() % UInt64(ids.count))]
+        coverage.inject(fault, self)
+        if trace != nil { note("fault \(fault) \(id)") }
         checker.rotten.insert(id)
+        stop(host, power: false)
         hosts[host].disk.files[id] = nil
+        schedule(now + .seconds(1), .start(host))
     }
 
     /// Rots one synced chunk of which another intact, synced copy exists.
-    private mutating func flip(_ host: Int) {
+    private mutating func flip(_ host: Int, _ fault: Fault) {
         let ids = hosts[host].disk.files.keys.filter { !checker.rotten.contains($0) }
         guard !ids.isEmpty else { return }
         let id = ids[Int(random.next() % UInt64(ids.count))]
@@ -251,6 +239,8 @@ extension Simulation {
                     == true
         }
         guard chunk.synced, !elsewhere.isEmpty else { return }
+        coverage.inject(fault, self)
+        if trace != nil { note("fault \(fault) \(id)") }
         checker.rotten.insert(id)
         hosts[host].disk.files[id]?.chunks[place].intact = false
     }

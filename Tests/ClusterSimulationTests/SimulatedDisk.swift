@@ -19,6 +19,7 @@ struct SimulatedFile {
 
     var chunks: [Stored] = []
     var sealEpoch: UInt64 = 0
+    var rebuilt = false
     var log: [Logged] = []
 
     /// The valid prefix, and whether something invalid stands behind it.
@@ -37,9 +38,33 @@ struct SimulatedFile {
         var count = 0
         while log.contains(where: { $0.epoch == epoch && $0.position == count }) { count += 1 }
         return CopyScan(
-            chunks: chunks, tailInvalid: tailInvalid, sealEpoch: sealEpoch, outcomes: log.map(\.record),
-            logEpoch: epoch,
-            logCount: count)
+            chunks: chunks, tailInvalid: tailInvalid, sealEpoch: sealEpoch, rebuilt: rebuilt,
+            outcomes: log.map(\.record),
+            logEpoch: epoch, logCount: count)
+    }
+
+    mutating func put(_ stored: Stored) {
+        let chunk = stored.chunk
+        if chunks.last?.chunk.end ?? 0 <= chunk.start { return chunks.append(stored) }
+        chunks.removeAll { $0.chunk.start < chunk.end && $0.chunk.end > chunk.start }
+        chunks.append(stored)
+        chunks.sort { $0.chunk.start < $1.chunk.start }
+    }
+
+    mutating func put(_ records: [JobOutcome], epoch: UInt64, from: Int) {
+        for (offset, record) in records.enumerated() {
+            let position = from + offset
+            log.removeAll { $0.epoch == epoch && $0.position == position }
+            log.append(.init(epoch: epoch, position: position, record: record, synced: false))
+        }
+    }
+
+    mutating func syncChunks() {
+        for place in chunks.indices where !chunks[place].synced { chunks[place].synced = true }
+    }
+
+    mutating func syncLog() {
+        for place in log.indices where !log[place].synced { log[place].synced = true }
     }
 
     func holds(_ id: MessageID) -> Bool {
@@ -62,6 +87,13 @@ struct SimulatedDisk {
         case .create(let id):
             if full { return .full }
             if files[id] == nil { files[id] = SimulatedFile() }
+        case .recreate(let id):
+            if full { return .full }
+            if files[id] == nil {
+                files[id] = SimulatedFile()
+                files[id]?.rebuilt = true
+            }
+        case .whole(let id): files[id]?.rebuilt = false
         case .write(let chunk):
             guard files[chunk.segment] != nil else { return .done }
             if full {
@@ -77,16 +109,10 @@ struct SimulatedDisk {
             syncChunks(id)
             if epoch > files[id]?.sealEpoch ?? 0 { files[id]?.sealEpoch = epoch }
         case .outcomes(let id, let epoch, let from, let records):
-            guard var file = files[id] else { return .done }
-            for (offset, record) in records.enumerated() {
-                let position = from + offset
-                file.log.removeAll { $0.epoch == epoch && $0.position == position }
-                file.log.append(.init(epoch: epoch, position: position, record: record, synced: false))
-            }
-            files[id] = file
+            files[id]?.put(records, epoch: epoch, from: from)
         case .syncOutcomes(let id, _, _):
             if failing { return fail(id, &random) }
-            for place in files[id]?.log.indices ?? 0..<0 { files[id]?.log[place].synced = true }
+            files[id]?.syncLog()
         case .scan(let id): return .scanned(files[id]?.scan)
         case .cut(let id, let length): cut(id, length)
         case .repair(let id, let chunks):
@@ -98,15 +124,11 @@ struct SimulatedDisk {
     }
 
     private mutating func put(_ chunk: Chunk, synced: Bool, intact: Bool) {
-        guard var file = files[chunk.segment] else { return }
-        file.chunks.removeAll { $0.chunk.start < chunk.end && $0.chunk.end > chunk.start }
-        file.chunks.append(.init(chunk: chunk, synced: synced, intact: intact))
-        file.chunks.sort { $0.chunk.start < $1.chunk.start }
-        files[chunk.segment] = file
+        files[chunk.segment]?.put(.init(chunk: chunk, synced: synced, intact: intact))
     }
 
     private mutating func syncChunks(_ id: SegmentID) {
-        for place in files[id]?.chunks.indices ?? 0..<0 { files[id]?.chunks[place].synced = true }
+        files[id]?.syncChunks()
     }
 
     private mutating func cut(_ id: SegmentID, _ length: Int64) {

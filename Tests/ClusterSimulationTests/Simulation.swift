@@ -30,7 +30,8 @@ struct Simulation {
         var record: NodeRecord { NodeRecord(node: id, incarnation: incarnation, disk: disk.id) }
     }
 
-    enum Happening {
+    /// Behind a reference, so that the heap moves pointers.
+    indirect enum Happening {
         case event(Int, Incarnation, ClusterState.Event)
         case tick(Int, Incarnation)
         case start(Int)
@@ -67,12 +68,15 @@ struct Simulation {
     var steps = 0
     /// By step: what goes wrong there (systematic exploration).
     var deviations: [Int: Deviation] = [:]
+    /// Faults that wait for a node to be in a state.
+    var aims: [Aim]
     /// A deviation does not concern its step: the run is the same as another and was given up.
     private(set) var pointless = false
 
     init(plan: Plan, guards: Guards = .all, tracing: Bool = false) {
         self.seed = plan.seed
         self.plan = plan
+        self.aims = plan.aims
         self.guards = guards
         self.random = SplitMix64(seed: plan.seed ^ 0x5eed)
         self.trace = tracing ? [] : nil
@@ -113,7 +117,7 @@ struct Simulation {
             if entry.at > end { break }
             now = entry.at
             steps += 1
-            if let deviation = deviations[steps] {
+            if !deviations.isEmpty, let deviation = deviations[steps] {
                 guard concerns(deviation, entry.what) else {
                     pointless = true
                     return
@@ -132,9 +136,15 @@ struct Simulation {
     var quiet: Bool {
         checker.allFinal
             && controlPlane.keys.values.allSatisfy { key in
-                key.state == .open
+                (key.state == .open || waitsForItsWriter(key))
                     && controlPlane.nodes[key.drainer.node]?.record.incarnation == key.drainer.incarnation
             } && hosts.allSatisfy { $0.gone || ($0.state?.append.waiting.isEmpty ?? false) }
+    }
+
+    /// The key is kept while its writer lives, because a second registration may still land.
+    private func waitsForItsWriter(_ key: ClusterKey) -> Bool {
+        key.state == .finished && key.drainer.node == key.id.writer && key.drainer.incarnation == key.id.incarnation
+            && hosts[index(key.id.writer)].state?.isRegisteredTwice(key.id) == true
     }
 
     private mutating func perform(_ what: Happening) {
@@ -180,7 +190,9 @@ struct Simulation {
         hosts[index].starts += 1
         // A5: random; its counter-example counts on from what the control plane remembers.
         let derived = (controlPlane.nodes[hosts[index].id]?.record.incarnation.value ?? 0) + 1
-        let incarnation = Incarnation(value: guards.contains(.freshIncarnation) ? random.next() >> 16 : derived)
+        // In the upper bits the count of starts, which is kept on disk, so that they are ordered.
+        let fresh = UInt64(hosts[index].starts) << 40 | random.next() >> 24
+        let incarnation = Incarnation(value: guards.contains(.freshIncarnation) ? fresh : derived)
         hosts[index].incarnation = incarnation
         hosts[index].lastStart = now
         hosts[index].pausedUntil = now
@@ -207,6 +219,7 @@ struct Simulation {
         let clock = hosts[index].clock(now)
         hosts[index].state?.receive(event, at: clock, into: &output)
         for action in output.drain() { perform(action, index, incarnation) }
+        if !aims.isEmpty { takeAim(at: index) }
     }
 
     private mutating func perform(_ action: ClusterState.Action, _ index: Int, _ incarnation: Incarnation) {
@@ -358,51 +371,5 @@ struct Simulation {
     mutating func forget(_ index: Int) {
         let member = EnsembleMember(node: hosts[index].id, diskID: hosts[index].disk.id)
         if !controlPlane.forgotten.contains(member) { controlPlane.forgotten.append(member) }
-    }
-}
-
-/// A binary heap by time, then by order of scheduling. What happens lies beside it, so that only small keys move.
-struct EventHeap<Element> {
-    private struct Key {
-        let at: Instant
-        let order: UInt64
-        let slot: Int
-
-        func isBefore(_ other: Key) -> Bool { at == other.at ? order < other.order : at < other.at }
-    }
-
-    private var keys: [Key] = []
-    private var slots: [Element?] = []
-    private var free: [Int] = []
-
-    mutating func push(_ element: Element, at: Instant, order: UInt64) {
-        let slot = free.popLast() ?? slots.count
-        if slot == slots.count { slots.append(element) } else { slots[slot] = element }
-        keys.append(Key(at: at, order: order, slot: slot))
-        var child = keys.count - 1
-        while child > 0 {
-            let parent = (child - 1) / 2
-            guard keys[child].isBefore(keys[parent]) else { return }
-            keys.swapAt(child, parent)
-            child = parent
-        }
-    }
-
-    mutating func pop() -> (at: Instant, what: Element)? {
-        guard let first = keys.first, let last = keys.popLast(), let what = slots[first.slot] else { return nil }
-        slots[first.slot] = nil
-        free.append(first.slot)
-        guard !keys.isEmpty else { return (first.at, what) }
-        keys[0] = last
-        var parent = 0
-        while true {
-            var least = parent
-            for child in [2 * parent + 1, 2 * parent + 2] where child < keys.count {
-                if keys[child].isBefore(keys[least]) { least = child }
-            }
-            if least == parent { return (first.at, what) }
-            keys.swapAt(parent, least)
-            parent = least
-        }
     }
 }

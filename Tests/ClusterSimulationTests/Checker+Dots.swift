@@ -1,0 +1,124 @@
+// Final dots: permission, the window, and an explanation for every message that arrives twice.
+import BatonCore
+import BatonSpool
+
+@testable import BatonCluster
+
+extension Checker {
+    // MARK: Dots
+
+    func sent(_ dot: Dot, _ index: Int, _ run: Simulation) {
+        dots += 1
+        // Invariant 3: no dot of an epoch after the first dot of a higher one.
+        if let highest = highestDot[dot.segment], dot.epoch < highest {
+            fail(
+                "invariant 3: node \(index + 1) sends \(dot.mail.id.low) of \(log(dot.segment, dot.epoch)) after a dot of epoch \(highest)"
+            )
+        }
+        highestDot[dot.segment] = max(highestDot[dot.segment] ?? 0, dot.epoch)
+        if dot.mail.hold != nil, run.hosts[index].state?.drains[dot.segment]?.records[Int(dot.job.index)].held == true {
+            fail("held: \(dot.mail.id.low) sent while it is held")
+        }
+        if lateKnown.contains(Late(log: log(dot.segment, dot.epoch), job: dot.job)) {
+            fail("T5: \(dot.mail.id.low) sent although its late outcome was known")
+        }
+        if let state = run.hosts[index].state, let drain = state.drains[dot.segment] {
+            checkSettled(dot.segment, dot.epoch, state.settledCount(dot.segment, drain), index, run)
+        }
+        // Invariant 10: at most W dots without a settled outcome. That "settled" is true is checked where it is said.
+        let open = run.hosts[index].state?.unsettled ?? 0
+        if open > run.plan.timing.window { fail("invariant 10: node \(index + 1) has \(open) dots in doubt") }
+    }
+
+    func answered(_ dot: Dot, _ answer: ReceiverAnswer) {
+        let recipient = Recipient(mail: dot.mail.id, recipient: dot.job.recipient)
+        guard answer == .unknown, let last = arrivals[recipient]?.indices.last else { return }
+        if arrivals[recipient]?[last].dot == dot { arrivals[recipient]?[last].answerLost = true }
+    }
+
+    /// A late outcome reached the drainer before it sent the message.
+    func heardLate(_ segment: SegmentID, _ epoch: UInt64, _ job: JobID) {
+        lateKnown.insert(Late(log: log(segment, epoch), job: job))
+    }
+
+    func arrived(_ dot: Dot, _ answer: ReceiverAnswer, _ index: Int, _ run: Simulation) {
+        let recipient = Recipient(mail: dot.mail.id, recipient: dot.job.recipient)
+        guard answer == .accepted else {
+            refusals[recipient, default: 0] += 1
+            return
+        }
+        // Invariant 8: what arrives is what was accepted.
+        if let known = mail[dot.mail.id], known.digest != dot.mail.digest {
+            fail("invariant 8: \(dot.mail.id.low) altered")
+        }
+        let arrival = Arrival(dot: dot, host: index, incarnation: run.hosts[index].incarnation, at: run.now)
+        let before = arrivals[recipient] ?? []
+        arrivals[recipient, default: []].append(arrival)
+        unfinal.remove(recipient)
+        openReports.remove(recipient)
+        guard !before.isEmpty else { return }
+        duplicates += 1
+        judge(recipient, before, arrival, run)
+    }
+
+    /// Every duplicate has an explanation that was counted or bounded before it happened.
+    func judge(_ recipient: Recipient, _ before: [Arrival], _ arrival: Arrival, _ run: Simulation) {
+        if before.contains(where: \.answerLost) { return }
+        let same = before.filter { root($0.dot) == root(arrival.dot) }
+        guard !same.isEmpty else {
+            if arrival.dot.mail.isReport { return }
+            return pendingDuplicates.append((recipient, describe(before, arrival)))
+        }
+        if same.contains(where: { $0.dot.segment == arrival.dot.segment && $0.dot.epoch == arrival.dot.epoch }) {
+            return fail("duplicate: \(recipient.mail.low) twice in one epoch: \(describe(before, arrival))")
+        }
+        let name = Entry(segment: arrival.dot.segment, job: arrival.dot.job)
+        for earlier in same where earlier.settled && earlier.dot.segment != arrival.dot.segment {
+            // Moved since: whoever moved it had lost the outcome with its power (P5).
+            let name = Entry(segment: earlier.dot.segment, job: earlier.dot.job)
+            guard !lostOutcomes.values.contains(where: { $0.contains(name) }) else { return }
+            // Its disk burned, and a stale member was the last copy: it counts what it delivers (P2).
+            if lostHosts.contains(earlier.host) {
+                return pendingDuplicates.append((recipient, describe(before, arrival)))
+            }
+            return fail(
+                "duplicate: settled outcome of \(recipient.mail.low) moved and sent again: \(describe(before, arrival))"
+            )
+        }
+        if same.contains(where: \.settled) {
+            // The stated exception (P5): the sender had it and lost it with its power before the sync, or the holders burned.
+            if lostOutcomes[arrival.host]?.contains(name) == true { return }
+            if run.controlPlane.keys[arrival.dot.segment]?.stale.contains(where: {
+                $0.node == run.hosts[arrival.host].id
+            }) == true {
+                return pendingDuplicates.append((recipient, describe(before, arrival)))
+            }
+            let holders = run.hosts.indices.filter { host in
+                run.hosts[host].disk.files[arrival.dot.segment]?.log.contains { $0.record.job == arrival.dot.job }
+                    == true
+            }
+            if holders.isEmpty, !lostHosts.isEmpty || lostOutcomes.values.contains(where: { $0.contains(name) }) {
+                return
+            }
+            return fail("duplicate: settled outcome of \(recipient.mail.low) sent again: \(describe(before, arrival))")
+        }
+        guard let last = same.last else { return }
+        // Of one segment, at most the dots in doubt at one moment; of all, a drainer may be taken over in two steps.
+        let doubled = Doubled(
+            host: last.host, incarnation: last.incarnation, log: log(last.dot.segment, last.dot.epoch))
+        takeoverDuplicates[doubled, default: 0] += 1
+    }
+
+    /// The first place of a message that cleaning may have moved.
+    func root(_ dot: Dot) -> Place {
+        var place = Place(segment: dot.segment, index: dot.job.index)
+        while let earlier = lineage[place] { place = earlier }
+        return place
+    }
+
+    func describe(_ before: [Arrival], _ arrival: Arrival) -> String {
+        (before + [arrival]).map {
+            "node \($0.host + 1) \(log($0.dot.segment, $0.dot.epoch)) job \($0.dot.job.index).\($0.dot.job.recipient) \($0.dot.mail.hold.map { "\($0)" } ?? "")"
+        }.joined(separator: ", then ")
+    }
+}

@@ -186,7 +186,7 @@ extension ClusterState {
         overtaken(id, by: epoch)
         guard var copy = copies[id], copy.created else {
             // A member without its file says so, and gets it again: damage, never emptiness (A4).
-            if let key = registry.keys[id], key.ensemble.contains(member), copies[id] == nil, key.state != .finished {
+            if let key = registry.keys[id], isMember(of: key), copies[id] == nil, key.state != .finished {
                 send(.reported(id, epoch: epoch, .missing), to: sender.node)
             }
             return
@@ -239,7 +239,9 @@ extension ClusterState {
     private mutating func promise(_ items: [PromiseItem], _ sentAt: Instant, to sender: Drainer) {
         var given: [PromiseItem] = []
         for item in items {
-            guard drains[item.segment] == nil, (copies[item.segment]?.fence ?? 0) <= item.epoch else { continue }
+            // Only with the file, whose seal remembers later epochs: whoever unlinked it, or lost it, knows nothing.
+            guard drains[item.segment] == nil, let copy = copies[item.segment], copy.created, copy.fence <= item.epoch
+            else { continue }
             if let key = registry.keys[item.segment], key.drainEpoch > item.epoch { continue }
             promises.give(item.segment, until: now + timing.promise)
             given.append(item)

@@ -62,6 +62,11 @@ extension ClusterState {
     /// P2: back out of `stale` once its outcome log has caught up and is synced, and its own outcomes are known here.
     private func dueReturn(_ id: SegmentID, _ drain: Drain, _ key: ClusterKey) -> EnsembleMember? {
         key.stale.first { other in
+            if other == member {
+                // It took over as the last copy: from this epoch on its log is the one that counts.
+                return drain.log.isEmpty
+                    || copies[id].map { $0.logEpoch == drain.epoch && $0.logSynced >= drain.log.count } ?? false
+            }
             guard key.ensemble.contains(other), registry.isAlive(other), let peer = drain.peers[other],
                 peer.promiseUntil > now
             else { return false }
@@ -75,7 +80,8 @@ extension ClusterState {
     // MARK: Finished (C3)
 
     private func mayFinish(_ id: SegmentID, _ drain: Drain, _ key: ClusterKey, _ length: Int64) -> Bool {
-        guard drain.open.isEmpty, drain.length == length || isBeyondReach(key), drain.cleaning == nil, !drain.raise
+        guard drain.open.isEmpty, drain.length == length || isBeyondReach(drain, key), drain.cleaning == nil,
+            !drain.raise
         else { return false }
         // A segment that a cleaning moves into is not finished before its moves are decided; open jobs say so.
         guard guards.contains(.syncedBeforeFinished) else { return true }
@@ -84,9 +90,15 @@ extension ClusterState {
         return key.partners(of: member).allSatisfy { (drain.peers[$0]?.synced ?? 0) >= drain.log.count }
     }
 
-    /// The rest of the segment was on copies that were all declared lost: what was acknowledged is here, or gone with them.
-    private func isBeyondReach(_ key: ClusterKey) -> Bool {
-        key.joining == nil && key.ensemble.allSatisfy { $0 == member || registry.forgotten.contains($0) }
+    /// The rest of the segment was on copies that were declared lost only: what was acknowledged is here, or gone with them.
+    private func isBeyondReach(_ drain: Drain, _ key: ClusterKey) -> Bool {
+        let others = key.everybody.filter { $0 != member }
+        // A joining member may have got it before they were lost; whoever lives has to say that it has no more than this copy.
+        return others.contains(where: registry.forgotten.contains)
+            && others.allSatisfy { other in
+                registry.forgotten.contains(other)
+                    || drain.peers[other]?.reported.map { $0.end <= drain.length } ?? false
+            }
     }
 
     mutating func beginFinishing(_ key: ClusterKey) {

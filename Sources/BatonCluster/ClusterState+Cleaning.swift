@@ -153,7 +153,8 @@ extension ClusterState {
                 return record.isOpen
             }
             let synced = copies[target].map { $0.logEpoch == drain.epoch ? $0.logSynced : 0 } ?? 0
-            guard !undecided, synced >= drain.log.count,
+            // A stale member, too: as the last copy it would take the source's absence for a void move.
+            guard !undecided, synced >= drain.log.count, key.stale.isEmpty,
                 key.partners(of: member).allSatisfy({ (drain.peers[$0]?.synced ?? 0) >= drain.log.count })
             else { continue }
             change(source.id) { $0.target = nil }

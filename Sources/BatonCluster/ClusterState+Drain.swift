@@ -51,7 +51,7 @@ extension ClusterState {
 
     /// P1: a dot needs a fresh promise of every partner; the own lease plays no part.
     func mayDot(_ id: SegmentID, _ drain: Drain) -> Bool {
-        guard case .ready = drain.phase, now >= drain.notBefore else { return false }
+        guard case .ready = drain.phase, now >= drain.notBefore, isSealed(id) || drain.tailInvalid else { return false }
         guard guards.contains(.freshPromise) else { return true }
         func mayPass(_ other: EnsembleMember) -> Bool {
             let peer = drain.peers[other]
@@ -63,6 +63,11 @@ extension ClusterState {
         return registry.allViews(id) { view in
             view.ensemble.allSatisfy { !view.isPartner($0, of: member) || mayPass($0) }
         }
+    }
+
+    /// Step 4 comes before step 5; the writer's own segment needs no seal.
+    private func isSealed(_ id: SegmentID) -> Bool {
+        append.segments.contains(id) || registry.keys[id]?.sealedAt != nil
     }
 
     // MARK: Dots
@@ -90,6 +95,8 @@ extension ClusterState {
                 room -= 1
                 let job = JobID(index: index, recipient: recipient)
                 drains[id]?.set(job, .inFlight)
+                // T1: the length is not known yet, and what is behind it will not count.
+                if !isSealed(id) { actions.append(.maybeDuplicate(record.mail.id)) }
                 actions.append(.dot(Dot(segment: id, epoch: drain.epoch, job: job, mail: record.mail)))
             }
         }

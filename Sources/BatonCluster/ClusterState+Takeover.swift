@@ -154,7 +154,7 @@ extension ClusterState {
         guard let key = registry.keys[id], let drain = drains[id], append.segments[id] == nil,
             drain.epoch > 1 || !key.stale.isEmpty
         else { return }
-        for other in key.ensemble where other != member && drain.peers[other]?.reported == nil {
+        for other in key.everybody where other != member && drain.peers[other]?.reported == nil {
             var peer = drain.peers[other] ?? PeerProgress()
             if let asked = peer.reportAskedAt, now - asked < timing.retransmit { continue }
             peer.reportAskedAt = now
@@ -166,7 +166,7 @@ extension ClusterState {
     mutating func report(_ id: SegmentID, _ epoch: UInt64, to sender: Drainer) {
         guard let copy = copies[id] else {
             // No file, or none any more: damage, not emptiness. Only a member whose key was read may say so.
-            if let key = registry.keys[id], key.drainEpoch >= epoch, key.ensemble.contains(member) {
+            if let key = registry.keys[id], key.drainEpoch >= epoch, isMember(of: key) {
                 send(.reported(id, epoch: epoch, .missing), to: sender.node)
             } else {
                 control(.read(id))
@@ -195,6 +195,8 @@ extension ClusterState {
             progress.memory = 0
             progress.synced = 0
             progress.probing = false
+            // A backup without its file: what is to be repaired has to be sealed first (A1).
+            if case .open? = append.segments[id]?.phase { replace(id) }
         }
         drains[id]?.peers[peer] = progress
         // Kept for records that are not here yet: a repair brings them, and they are final then.

@@ -132,9 +132,9 @@ struct Cleaning: Sendable {
 
 /// The promises that this node gave: "no dot of mine for that segment before then" (P1, T3).
 struct PromiseBook: Sendable {
-    private var until = Table<SegmentID, Instant>()
+    private(set) var until = Table<SegmentID, Instant>()
     /// T3: a started node acts as if it had just promised to everybody.
-    private let quietUntil: Instant
+    let quietUntil: Instant
 
     init(quietUntil: Instant) { self.quietUntil = quietUntil }
 

@@ -17,9 +17,9 @@ package struct RegistryView: Sendable {
     private(set) var forgotten: [EnsembleMember] = []
     private(set) var listedAt: Instant?
     private(set) var listedRevision: UInt64 = 0
-    private var changes = Table<SegmentID, Change>()
+    private(set) var changes = Table<SegmentID, Change>()
     /// Changes with an unknown result whose base revision is still the stored one: they may land at any time.
-    private var possible = Table<SegmentID, [ClusterKey]>()
+    private(set) var possible = Table<SegmentID, [ClusterKey]>()
 
     func isBusy(_ id: SegmentID) -> Bool { changes.contains(id) }
 

@@ -71,6 +71,9 @@ extension Checker {
             if was != length { fail("sealed length of \(new.id.index) changed from \(was) to \(length)") }
         default: fail("state of \(new.id.index) went from \(old.state) to \(new.state)")
         }
+        if new.drainer != old.drainer, new.stale.contains(where: { $0.node == new.drainer.node }) {
+            lastCopies.insert(log(new.id, new.drainEpoch))
+        }
         if let length = new.sealedAt { sealedLengths[new.id] = length }
         if case .open = old.state, let length = new.sealedAt, length < ackedEnd[new.id] ?? 0 {
             fail("invariant 5: \(new.id.index) sealed at \(length), acknowledged up to \(ackedEnd[new.id] ?? 0)")
@@ -104,12 +107,6 @@ extension Checker {
                 "C1: node \(member.node.value) joined \(key.id.index) with \(end) of \(length), sealed \(file?.sealEpoch ?? 0)"
             )
         }
-        let drainer = run.hosts.first { $0.id == key.drainer.node }
-        let needed = drainer?.disk.files[key.id]?.log.filter(\.synced).map(\.record.job) ?? []
-        let have = Set(file?.log.filter(\.synced).map(\.record.job) ?? [])
-        if !Set(needed).isSubset(of: have) {
-            fail("C1: node \(member.node.value) joined \(key.id.index) without outcomes")
-        }
     }
 
     /// Invariant 7: a body goes only after a final outcome is durable on the ensemble.
@@ -120,7 +117,7 @@ extension Checker {
                 continue
             }
             let final = Set(file.log.filter { $0.synced && $0.record.outcome.isFinal }.map(\.record.job))
-            for stored in file.chunks where !rotten.contains(key.id) {
+            for stored in file.chunks where stored.intact && !rotten.contains(key.id) {
                 for (place, record) in stored.chunk.records.enumerated()
                 where stored.chunk.start + Int64(place) < length {
                     for recipient in 0..<record.recipients where !record.settledBefore.contains(recipient) {

@@ -69,6 +69,12 @@ extension Checker {
             if arrival.dot.mail.isReport { return }
             return pendingDuplicates.append((recipient, describe(before, arrival)))
         }
+        // A stale last copy counts all that it delivers (P2).
+        if lastCopies.contains(where: { $0.segment == arrival.dot.segment && $0.epoch <= arrival.dot.epoch }),
+            !same.contains(where: { $0.dot.segment == arrival.dot.segment && $0.dot.epoch == arrival.dot.epoch })
+        {
+            return pendingDuplicates.append((recipient, describe(before, arrival)))
+        }
         if same.contains(where: { $0.dot.segment == arrival.dot.segment && $0.dot.epoch == arrival.dot.epoch }) {
             return fail("duplicate: \(recipient.mail.low) twice in one epoch: \(describe(before, arrival))")
         }
@@ -88,13 +94,10 @@ extension Checker {
         if same.contains(where: \.settled) {
             // The stated exception (P5): the sender had it and lost it with its power before the sync, or the holders burned.
             if lostOutcomes[arrival.host]?.contains(name) == true { return }
-            if run.controlPlane.keys[arrival.dot.segment]?.stale.contains(where: {
-                $0.node == run.hosts[arrival.host].id
-            }) == true {
-                return pendingDuplicates.append((recipient, describe(before, arrival)))
-            }
             let holders = run.hosts.indices.filter { host in
-                run.hosts[host].disk.files[arrival.dot.segment]?.log.contains { $0.record.job == arrival.dot.job }
+                run.hosts[host].disk.files[arrival.dot.segment]?.log.contains {
+                    $0.record.outcome.isFinal && $0.record.job == arrival.dot.job
+                }
                     == true
             }
             if holders.isEmpty, !lostHosts.isEmpty || lostOutcomes.values.contains(where: { $0.contains(name) }) {
@@ -103,6 +106,10 @@ extension Checker {
             return fail("duplicate: settled outcome of \(recipient.mail.low) sent again: \(describe(before, arrival))")
         }
         guard let last = same.last else { return }
+        // The same for an outcome that its own drainer lost while it was settled through a backup that is down now.
+        if same.contains(where: \.onceSettled), lostOutcomes[arrival.host]?.contains(name) == true { return }
+        // P5's exception before it was in doubt: a backup had it and lost it, and the drainer fell before it could send it again.
+        if lostOutcomes.contains(where: { $0.key != last.host && $0.value.contains(name) }) { return }
         // Of one segment, at most the dots in doubt at one moment; of all, a drainer may be taken over in two steps.
         let doubled = Doubled(
             host: last.host, incarnation: last.incarnation, log: log(last.dot.segment, last.dot.epoch))

@@ -24,7 +24,11 @@ final class Checker {
         /// Its place in the outcome log of its epoch, once its drainer recorded it.
         var position: Int?
         /// The drainer said that it is settled, and did not take it back.
-        var settled = false
+        var settled = false {
+            didSet { if settled { onceSettled = true } }
+        }
+        /// It was in doubt again only because a backup left or restarted (P3).
+        var onceSettled = false
     }
 
     struct Scanned: Hashable {
@@ -84,6 +88,8 @@ final class Checker {
     var sealedLengths: [SegmentID: Int64] = [:]
     var highestDot: [SegmentID: UInt64] = [:]
     var settledCounts: [Log: Int] = [:]
+    /// Takeovers by a stale member that was the last copy (P2): it counts what it delivers.
+    var lastCopies: Set<Log> = []
     /// How much of a log was handed to a disk.
     var logged: [Log: Int] = [:]
     var recorded: [Log: [Int: Recipient]] = [:]
@@ -149,19 +155,22 @@ final class Checker {
         }
     }
 
-    /// P2: whoever leaves `stale` has every outcome of this drainer on its disk.
+    /// P2 and C1: whoever leaves `stale`, or enters the ensemble, has every outcome of this drainer on its disk.
     func returned(_ key: ClusterKey, _ index: Int, _ run: Simulation) {
-        guard let old = run.hosts[index].state?.registry.keys[key.id], old.stale.count > key.stale.count,
+        guard let old = run.hosts[index].state?.registry.keys[key.id],
             let drain = run.hosts[index].state?.drains[key.id], !rotten.contains(key.id)
         else { return }
+        let back = old.stale.filter { key.ensemble.contains($0) && !key.stale.contains($0) }
+        let joined = key.ensemble.filter { !old.ensemble.contains($0) }
+        guard !back.isEmpty || !joined.isEmpty else { return }
         // What was recorded in the same step came after the decision.
         let known = drain.log.prefix(logged[log(key.id, drain.epoch)] ?? 0)
-        for member in old.stale where key.ensemble.contains(member) && !key.stale.contains(member) {
+        for member in back + joined {
             let host = run.index(member.node)
             guard !run.hosts[host].disk.lost else { continue }
             let synced = Set((run.hosts[host].disk.files[key.id]?.log ?? []).filter(\.synced).map(\.record))
             if !synced.isSuperset(of: known) {
-                fail("P2: node \(host + 1) leaves stale of \(key.id) without all outcomes")
+                fail("P2, C1: node \(host + 1) becomes a member of \(key.id) without all outcomes")
             }
         }
     }

@@ -17,7 +17,7 @@ struct SimulatedControlPlane {
     var forgotten: [EnsembleMember] = []
     /// An incarnation has one lease: once it is over, a late or repeated registration fails (T2).
     var oneLease = true
-    private var ended: Set<Drainer> = []
+    private(set) var ended: Set<Drainer> = []
 
     mutating func expire(at now: Instant) {
         for node in nodes.keys where (nodes[node]?.until ?? .epoch) < now { revoke(node) }

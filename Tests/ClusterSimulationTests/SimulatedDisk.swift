@@ -67,6 +67,13 @@ struct SimulatedFile {
         for place in log.indices where !log[place].synced { log[place].synced = true }
     }
 
+    /// Two records of one message, both durable.
+    func holdsTwice(_ id: MessageID) -> Bool {
+        chunks.reduce(0) { sum, stored in
+            sum + (stored.synced && stored.intact ? stored.chunk.records.count { $0.id == id } : 0)
+        } > 1
+    }
+
     func holds(_ id: MessageID) -> Bool {
         chunks.contains { $0.synced && $0.intact && $0.chunk.records.contains { $0.id == id } }
     }
@@ -168,6 +175,14 @@ struct SimulatedDisk {
         file.log = file.log.filter(\.synced) + kept
         for place in file.log.indices { file.log[place].synced = true }
         files[id] = file
+    }
+
+    /// The worst that a loss of power can do.
+    mutating func loseAllUnsynced() {
+        for id in files.keys {
+            files[id]?.chunks.removeAll { !$0.synced }
+            files[id]?.log.removeAll { !$0.synced }
+        }
     }
 
     mutating func losePower(_ random: inout SplitMix64) {

@@ -102,6 +102,20 @@ func trace(_ seed: UInt64, guards: Guards = .all) -> String {
             1659,
             // A late outcome of an incarnation that had ended was dropped.
             3582,
+            // A last copy that had taken over stayed stale itself, and with the next silent member all were.
+            6295,
+            // A drainer that had unlinked a finished segment, and forgot, promised its old drainer that it sends nothing.
+            17573,
+            // As a last copy, a stale member took a message that had been moved to it for void, because the source was gone.
+            15108,
+            // A writer's backup that had lost its file kept the open segment's outcomes unsettled for ever.
+            22928,
+            // A tail that no living member has kept a segment for ever.
+            22297,
+            // A taker delivered from behind the length that a later taker sealed at.
+            64281,
+            // What all lost disks had taken with them kept a segment with a joining member for ever.
+            8704,
             // A registration that landed after the segment was finished and its key removed brought the key back.
             1889,
             // A taker whose file was lost delivered without anybody's outcomes.

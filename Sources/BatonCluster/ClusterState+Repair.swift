@@ -1,5 +1,6 @@
 // Copies that lack something: chunks from other members, files made anew in place of lost ones, and when such a file is whole.
 import BatonCore
+import BatonModel
 import BatonSpool
 
 extension ClusterState {

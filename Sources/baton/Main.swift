@@ -10,7 +10,8 @@ struct Baton: AsyncParsableCommand {
         abstract: "A durable SMTP relay: what it answers 250 to is on disk.",
         discussion: "`baton serve` runs a node; the other commands look at one or at its files. See docs/CLI.md.",
         subcommands: [
-            Serve.self, CheckConfig.self, Queue.self, Trace.self, Cluster.self, SpoolCommand.self, Version.self,
+            Serve.self, CheckConfig.self, Queue.self, Trace.self, Cluster.self, Top.self, SpoolCommand.self,
+            Version.self,
         ])
 
     static func main() async {

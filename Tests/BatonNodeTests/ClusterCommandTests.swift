@@ -1,4 +1,5 @@
 // `baton cluster …` against a node over a real loopback socket: exit codes, progress, and what a terminal shows.
+import ArgumentParser
 import BatonCore
 import BatonModel
 import Foundation
@@ -53,6 +54,42 @@ private func codes(_ node: any NodeInspecting, _ commands: [[String]]) async thr
         state.drainProblem = "no other node is alive"
     }
     #expect(try await codes(inspector(cluster), [["cluster", "drain"]]) == [1])
+}
+
+@Test func topThatReadsForEver() async throws {
+    // Each page is an empty one with a cursor.
+    let node = StubNode("n1") { $0.isEndless = true }
+    #expect(try await codes(inspector(FakeCluster(node)), [["top", "--once"], ["top", "--json"]]) == [0, 0])
+    #expect(node.state.withLock { $0.limits.count } == 2 * Top.pages)
+    #expect((try? Baton.parseAsRoot(["top", "--interval", "0"])) == nil)
+    #expect((try? Baton.parseAsRoot(["top", "--limit", "0"])) == nil)
+    #expect(await Baton.run(arguments: ["top", "--once", "--admin", "http://127.0.0.1:9"]) == 77)
+}
+
+@Test func topThatHidesTheBusySite() {
+    func busy(_ name: String, inFlight: Int, ready: Int) -> QueueReport.Site {
+        var site = site(name, ready: ready)
+        site.inFlight = inFlight
+        return site
+    }
+    let first = QueueReport(
+        total: QueueTotalReport(ready: 1),
+        sites: [busy("c", inFlight: 1, ready: 1), busy("b", inFlight: 1, ready: 1), busy("d", inFlight: 1, ready: 9)],
+        next: "x", incomplete: ["n2"])
+    let second = QueueReport(
+        total: QueueTotalReport(ready: 2), sites: [busy("b", inFlight: 1, ready: 1), busy("a", inFlight: 9, ready: 0)],
+        next: nil, incomplete: ["n3"])
+    let joined = QueueReport.joined(first, second)
+    #expect(joined.total.ready == 2 && joined.incomplete == ["n2", "n3"] && joined.next == nil)
+    #expect(joined.sites.map(\.site) == ["c", "b", "d", "a"])
+    let all = Top.busiest(joined, limit: 10)
+    // b has two nodes' connections.
+    #expect(all.sites.map(\.site) == ["a", "b", "d", "c"])
+    #expect(all.next == nil)
+    let cut = Top.busiest(joined, limit: 2)
+    #expect(cut.sites.map(\.site) == ["a", "b"])
+    #expect(AdminText.queue(cut).contains("(more sites)"))
+    #expect(Top.room(rows: 0) == 1 && Top.room(rows: 30) == 22)
 }
 
 @Test func clusterTextThatAPeerWrites() throws {

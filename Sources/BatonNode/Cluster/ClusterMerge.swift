@@ -1,6 +1,26 @@
 // How the answers of several nodes become one: totals, sites, a message's recipients, an operation's progress. Pure.
 import BatonCore
 
+extension QueueReport {
+    /// Two pages of a listing as one: the totals are the later one's, a site that stands on both is added up.
+    package static func joined(_ first: QueueReport, _ second: QueueReport) -> QueueReport {
+        var all = second
+        all.sites = first.sites
+        var index: [String: Int] = [:]
+        for (place, site) in first.sites.enumerated() { index[site.site] = place }
+        for site in second.sites {
+            if let place = index[site.site] {
+                ClusterMerge.add(site, to: &all.sites[place])
+            } else {
+                index[site.site] = all.sites.count
+                all.sites.append(site)
+            }
+        }
+        all.incomplete = Set(first.incomplete + second.incomplete).sorted()
+        return all
+    }
+}
+
 enum ClusterMerge {
     // MARK: Queue
 

@@ -1,5 +1,6 @@
 // Power, disks, the control plane, and what has to be so in the end.
 import BatonCore
+import BatonModel
 import BatonSpool
 
 @testable import BatonCluster

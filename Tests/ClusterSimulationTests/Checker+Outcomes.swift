@@ -1,5 +1,6 @@
 // What drainers record and call settled, against what receivers got and partners hold.
 import BatonCore
+import BatonModel
 import BatonSpool
 
 @testable import BatonCluster

@@ -1,5 +1,6 @@
 // Which fault met which state of the protocol, counted.
 import BatonCore
+import BatonModel
 import BatonSpool
 
 @testable import BatonCluster

@@ -1,5 +1,6 @@
 // The smallest scopes, breadth first: every order of what is under way, and every fault at every state, over the same ClusterState.
 import BatonCore
+import BatonModel
 import BatonSpool
 
 @testable import BatonCluster

@@ -1,5 +1,6 @@
 // What goes wrong in a run, drawn from its seed, and how it is done to the simulated cluster.
 import BatonCore
+import BatonModel
 import BatonSpool
 
 @testable import BatonCluster

@@ -1,0 +1,381 @@
+// Copies for other nodes: what is called durable, created or sealed is so after a crash; and a segment that is taken over.
+import BatonCore
+import BatonModel
+import BatonRuntime
+import BatonTestKit
+import Glibc
+import NIOCore
+import Synchronization
+import Testing
+
+@testable import BatonSpool
+
+/// A copy store on a memory disk, run by hand.
+private final class CopyRig: CopyNews, Sendable {
+    let disk: MemoryDisk
+    let directory: DataDirectory
+    let store: CopyStore
+    let synced = Mutex<[Int64]>([])
+
+    init(on disk: MemoryDisk) throws {
+        self.disk = disk
+        var random = SplitMix64(seed: 9)
+        directory = try DataDirectory.open(path: "copies", disk: disk, cluster: "c", nodeName: "n2") { random.next() }
+        let relay = Relay()
+        store = CopyStore(
+            directory: directory, configuration: Rig.small, news: relay, time: SimulatedTime(), logger: quietLogger,
+            threading: .manual)
+        self.relay = relay
+        relay.rig.withLock { $0 = self }
+    }
+
+    private final class Relay: CopyNews {
+        struct Weak: Sendable { weak var rig: CopyRig? }
+        let rig = Mutex<CopyRig?>(nil)
+        func logSynced(_ id: SegmentID, epoch: UInt64, memory: Int64, synced: Int64) {
+            rig.withLock { $0 }?.logSynced(id, epoch: epoch, memory: memory, synced: synced)
+        }
+    }
+    private let relay: Relay
+
+    func logSynced(_ id: SegmentID, epoch: UInt64, memory: Int64, synced: Int64) {
+        self.synced.withLock { $0.append(synced) }
+    }
+
+    private func ask<T: Sendable>(_ begin: (@escaping @Sendable (T) -> Void) -> Void) -> T? {
+        let box = Mutex<T?>(nil)
+        let shared = Box(box: Mutex<T?>(nil))
+        begin { answer in shared.box.withLock { $0 = answer } }
+        store.pump()
+        return shared.box.withLock { $0 } ?? box.withLock { $0 }
+    }
+
+    private final class Box<T: Sendable>: Sendable {
+        let box: Mutex<T?>
+        init(box: consuming Mutex<T?>) { self.box = box }
+    }
+
+    func create(_ id: SegmentID) -> CopyCreation? { ask { store.create(id, reserve: 65_536, done: $0) } }
+    func append(_ id: SegmentID, at offset: Int64, _ chunk: ByteBuffer) -> CopyAppend? {
+        ask { store.append(id, at: offset, chunk, done: $0) }
+    }
+    func record(_ id: SegmentID, _ epoch: UInt64, from offset: Int64, _ octets: ByteBuffer) -> CopyLog? {
+        ask { store.recordOutcomes(id, epoch: epoch, from: offset, octets, done: $0) }
+    }
+    func seal(_ id: SegmentID, _ epoch: UInt64) -> CopySeal? { ask { store.seal(id, epoch: epoch, done: $0) } }
+    func unlink(_ id: SegmentID) -> Bool? { ask { store.unlink(id, done: $0) } }
+    func restore(_ id: SegmentID, at offset: Int64, _ octets: ByteBuffer) -> Bool? {
+        ask { store.restore(id, at: offset, octets, done: $0) }
+    }
+    func chunks(_ id: SegmentID) -> ByteBuffer? {
+        guard case .octets(let octets, _)? = ask({ store.read(id, .chunks, from: 0, atMost: 1 << 20, done: $0) }) else {
+            return nil
+        }
+        return octets
+    }
+}
+
+private final class Writer: ChunkReplicating {
+    struct Sent: Sendable {
+        let segment: SegmentID
+        let offset: Int64
+        let chunk: ByteBuffer
+    }
+
+    let sent = Mutex<[Sent]>([])
+
+    func prepare(_ segment: SegmentID) -> [EnsembleMember]? {
+        [EnsembleMember(node: NodeID(name: "n2"), diskID: 78)]
+    }
+
+    func send(_ chunk: ByteBuffer, of segment: SegmentID, at offset: Int64, acked: Int64) {
+        sent.withLock { $0.append(Sent(segment: segment, offset: offset, chunk: chunk)) }
+    }
+
+    /// Real chunks of a real lane.
+    static func chunks(_ count: UInt64) throws -> (rig: Rig, sink: Sink, sent: [Sent]) {
+        let writer = Writer()
+        let rig = try Rig(on: MemoryDisk(), replicator: writer)
+        let sink = Sink()
+        for number in UInt64(1)...count { rig.store(Mail(number), sink) }
+        return (rig, sink, writer.sent.withLock { $0 })
+    }
+}
+
+@Test func backupCallsDurableWhatACrashTakes() throws {
+    let sent = try Writer.chunks(3).sent
+    let id = try #require(sent.first).segment
+    // A crash at every call of the whole course; what was answered before it holds after it.
+    for calls in 1..<80 {
+        let disk = MemoryDisk()
+        let rig = try CopyRig(on: disk)
+        disk.crash(afterCalls: calls)
+        let created = rig.create(id) == .created
+        var durable: Int64 = 0
+        for piece in sent {
+            if case .durable(let upTo)? = rig.append(id, at: piece.offset, piece.chunk) { durable = upTo }
+        }
+        var sealed = false
+        if case .sealed? = rig.seal(id, 4) { sealed = true }
+        let after = try CopyRig(on: disk.reopened())
+        if created { #expect(after.chunks(id) != nil, "crash after \(calls): the file is gone") }
+        #expect(Int64(after.chunks(id)?.readableBytes ?? 0) >= durable, "crash after \(calls)")
+        if sealed {
+            #expect(after.append(id, at: durable, sent[0].chunk) == .sealed(epoch: 4), "crash after \(calls)")
+            #expect(after.seal(id, 3) == .superseded(epoch: 4))
+        }
+    }
+}
+
+@Test func chunkBehindAHoleOrFromElsewhereIsTaken() throws {
+    let sent = try Writer.chunks(3).sent
+    let id = sent[0].segment
+    let rig = try CopyRig(on: MemoryDisk())
+    #expect(rig.append(id, at: 0, sent[0].chunk) == .ignored, "no such copy")
+    #expect(rig.create(id) == .created)
+    #expect(rig.append(id, at: sent[1].offset, sent[1].chunk) == .ignored, "a hole before it")
+    var bad = sent[0].chunk
+    bad.setInteger(UInt8(0x55), at: bad.readerIndex + 600)
+    #expect(rig.append(id, at: 0, bad) == .ignored, "a flipped octet")
+    #expect(rig.append(id, at: 0, sent[1].chunk) == .ignored, "a chunk of another place")
+    var other = id
+    other = SegmentID(writer: id.writer, incarnation: id.incarnation, index: id.index + 1)
+    #expect(rig.create(other) == .created)
+    #expect(rig.append(other, at: 0, sent[0].chunk) == .ignored, "a chunk of another segment")
+    #expect(rig.append(id, at: 0, sent[0].chunk) == .durable(upTo: sent[1].offset))
+    #expect(rig.append(id, at: 0, sent[0].chunk) == .durable(upTo: sent[1].offset), "said again")
+    #expect(rig.append(id, at: sent[1].offset, sent[1].chunk) == .durable(upTo: sent[2].offset))
+    #expect(rig.create(id) == .refused, "a file with content")
+}
+
+@Test func failedSyncIsTriedAgain() throws {
+    let sent = try Writer.chunks(2).sent
+    let id = sent[0].segment
+    let disk = MemoryDisk()
+    let rig = try CopyRig(on: disk)
+    #expect(rig.create(id) == .created)
+    disk.fail(DiskFault(call: "fdatasync", errno: EIO))
+    #expect(rig.append(id, at: 0, sent[0].chunk) == .failed(upTo: 0))
+    disk.clearFaults()
+    #expect(rig.append(id, at: 0, sent[0].chunk) == .failed(upTo: 0))
+}
+
+@Test func outcomesOfAnOldEpochOrBehindAGapAreTaken() throws {
+    let id = try Writer.chunks(1).sent[0].segment
+    let rig = try CopyRig(on: MemoryDisk())
+    let octets = ByteBuffer(repeating: 7, count: 100)
+    #expect(rig.record(id, 1, from: 0, octets) == .missing)
+    #expect(rig.create(id) == .created)
+    #expect(rig.record(id, 1, from: 0, octets) == .recorded(memory: 100, synced: 0))
+    #expect(rig.record(id, 1, from: 50, octets) == .recorded(memory: 150, synced: 0))
+    #expect(rig.record(id, 1, from: 151, octets) == .gap(memory: 150, synced: 0))
+    rig.store.tick()
+    #expect(rig.synced.withLock { $0 } == [150])
+    #expect(rig.record(id, 1, from: 150, ByteBuffer()) == .recorded(memory: 150, synced: 150))
+    #expect(rig.record(id, 3, from: 0, octets) == .recorded(memory: 100, synced: 0))
+    #expect(rig.record(id, 2, from: 0, octets) == .sealed(epoch: 3))
+    if case .sealed? = rig.seal(id, 5) {} else { Issue.record("not sealed") }
+    #expect(rig.record(id, 4, from: 0, octets) == .sealed(epoch: 5))
+    #expect(rig.record(id, 5, from: 0, octets) == .recorded(memory: 100, synced: 0))
+    #expect(rig.unlink(id) == true)
+    #expect(rig.seal(id, 6) == .missing)
+    #expect((try? rig.disk.list("copies/segments")) == [])
+}
+
+@Test func damagedSealLetsAnOldWriterIn() throws {
+    let sent = try Writer.chunks(1).sent
+    let id = sent[0].segment
+    let disk = MemoryDisk()
+    let rig = try CopyRig(on: disk)
+    #expect(rig.create(id) == .created)
+    if case .sealed? = rig.seal(id, 2) {} else { Issue.record("not sealed") }
+    rig.store.stop()
+    rig.directory.close()
+    disk.flip("copies/segments/\(SegmentName(id).sealFile)", at: 5)
+    let again = try CopyRig(on: disk)
+    #expect(again.append(id, at: 0, sent[0].chunk) == .sealed(epoch: .max))
+}
+
+@Test func fullDiskIsCalledDurable() throws {
+    let sent = try Writer.chunks(1).sent
+    let id = sent[0].segment
+    let disk = MemoryDisk()
+    let rig = try CopyRig(on: disk)
+    #expect(rig.create(id) == .created)
+    disk.fail(DiskFault(call: "pwrite", errno: ENOSPC))
+    #expect(rig.append(id, at: 0, sent[0].chunk) == .noRoom(upTo: 0))
+    disk.setFree(1 << 18)
+    let other = SegmentID(writer: id.writer, incarnation: id.incarnation, index: 9)
+    #expect(rig.create(other) == .noRoom)
+}
+
+// MARK: Taking over
+
+/// A spool of a cluster whose backups never answer: it only adopts.
+private final class Heir: Sendable {
+    private struct NoBackup: ChunkReplicating {
+        func prepare(_ segment: SegmentID) -> [EnsembleMember]? { nil }
+        func send(_ chunk: ByteBuffer, of segment: SegmentID, at offset: Int64, acked: Int64) {}
+    }
+
+    private struct NoRegistry: SegmentRegistry {
+        func list() throws(SpoolError) -> [SegmentKey] { [] }
+        func read(_ id: SegmentID) throws(SpoolError) -> SegmentKey? { nil }
+        func store(_ key: SegmentKey) throws(SpoolError) -> RegistryAnswer { .conflict(nil) }
+        func store(_ keys: [SegmentKey]) throws(SpoolError) -> [RegistryAnswer] { keys.map { _ in .conflict(nil) } }
+        func remove(_ key: SegmentKey) throws(SpoolError) -> RegistryAnswer { .conflict(nil) }
+    }
+
+    final class News: SegmentNews {
+        let drained = Mutex<[SegmentID]>([])
+        func outcomesAdvanced(_ id: SegmentID, epoch: UInt64, end: Int64, synced: Int64, taken: Int) {}
+        func keyChanged(_ key: SegmentKey) {}
+        func drained(_ id: SegmentID) { drained.withLock { $0.append(id) } }
+    }
+
+    let spool: Spool
+    let jobs = Jobs()
+    let events = Events()
+    let news = News()
+    let time = SimulatedTime()
+
+    init(_ directory: DataDirectory) throws {
+        spool = try Spool.open(
+            directory: directory, configuration: Rig.small, events: events, time: time, logger: quietLogger,
+            threading: .manual,
+            cluster: SpoolCluster(registry: NoRegistry(), replicator: NoBackup(), news: news)
+        ) { _ in }
+        try spool.start(jobs: jobs, unreported: jobs)
+        spool.pump()
+    }
+
+    static func key(_ id: SegmentID, end: Int64, epoch: UInt64) -> SegmentKey {
+        SegmentKey(
+            id: id, ensemble: [EnsembleMember(node: NodeID(name: "n2"), diskID: 78)], appendEpoch: 1,
+            state: .sealed(at: end), drainer: Drainer(node: NodeID(name: "n2"), incarnation: Incarnation(value: 3)),
+            drainEpoch: epoch)
+    }
+}
+
+@Test func mailOfADeadNodeIsLostOrSentTwice() throws {
+    let (writer, sink, sent) = try Writer.chunks(4)
+    let id = sent[0].segment
+    let copies = try CopyRig(on: MemoryDisk())
+    #expect(copies.create(id) == .created)
+    for piece in sent {
+        guard case .durable(let upTo)? = copies.append(id, at: piece.offset, piece.chunk) else {
+            Issue.record("not durable")
+            return
+        }
+        writer.spool.durable(id, on: EnsembleMember(node: NodeID(name: "n2"), diskID: 78), upTo: upTo)
+    }
+    writer.spool.pump()
+    // The second message is delivered, its outcome streamed; then the writer burns.
+    writer.record(try #require(sink.ref(2)), .delivered)
+    let log = try #require((writer.disk as? MemoryDisk)?.contents("data/segments/\(SegmentName(id).outcomeFile)"))
+    #expect(copies.record(id, 1, from: 0, ByteBuffer(bytes: log)) == .recorded(memory: Int64(log.count), synced: 0))
+    guard case .sealed(let report)? = copies.seal(id, 2) else {
+        Issue.record("not sealed")
+        return
+    }
+    #expect(!report.tailInvalid)
+    let heir = try Heir(copies.directory)
+    let key = Heir.key(id, end: report.end, epoch: 2)
+    let adopted = try heir.spool.adopt(Adoption(key: key, others: [], eventsMayBeLost: true))
+    #expect(adopted.messages == 4)
+    #expect(adopted.liveRecipients == 3)
+    #expect(Set(heir.jobs.messages.map(\.envelope.id)) == [Mail.id(1), Mail.id(3), Mail.id(4)])
+    // Events may have burnt with the writer: the delivered one is told again.
+    #expect(heir.jobs.outcomes.map(\.envelope.id) == [Mail.id(2)])
+    #expect(heir.jobs.receptions.map(\.id) == [Mail.id(2)])
+    // Bodies can be read, outcomes recorded; when all are final the segment may go, and not before.
+    for message in heir.jobs.messages {
+        #expect(heir.news.drained.withLock { $0.isEmpty })
+        heir.spool.record([
+            Outcome(
+                job: JobRef(message: message.ref, recipient: 0), at: heir.time.now(), verdict: .delivered, attempts: 1,
+                reply: nil, peer: nil)
+        ])
+        heir.spool.pump()
+    }
+    heir.events.add(10)
+    heir.events.sync()
+    for _ in 0..<6 {
+        heir.time.advance(by: .seconds(1))
+        heir.spool.tick()
+        heir.events.sync()
+    }
+    #expect(heir.news.drained.withLock { $0.contains(id) })
+    #expect(heir.spool.ledger.handle(of: id) != nil)
+    #expect(heir.spool.release(id))
+    #expect(heir.spool.ledger.handle(of: id) == nil)
+    #expect(copies.unlink(id) == true)
+}
+
+@Test func whatStandsBehindTheSealIsDelivered() throws {
+    let (_, _, sent) = try Writer.chunks(3)
+    let id = sent[0].segment
+    let copies = try CopyRig(on: MemoryDisk())
+    #expect(copies.create(id) == .created)
+    for piece in sent { _ = copies.append(id, at: piece.offset, piece.chunk) }
+    _ = copies.seal(id, 2)
+    let heir = try Heir(copies.directory)
+    let report = try heir.spool.adopt(
+        Adoption(key: Heir.key(id, end: sent[1].offset, epoch: 2), others: [], eventsMayBeLost: false))
+    #expect(report.messages == 1)
+    #expect(heir.jobs.messages.map(\.envelope.id) == [Mail.id(1)])
+}
+
+@Test func outcomesOfAnotherMemberAreNotHeard() throws {
+    let (writer, sink, sent) = try Writer.chunks(2)
+    let id = sent[0].segment
+    let copies = try CopyRig(on: MemoryDisk())
+    #expect(copies.create(id) == .created)
+    for piece in sent {
+        if case .durable(let upTo)? = copies.append(id, at: piece.offset, piece.chunk) {
+            writer.spool.durable(id, on: EnsembleMember(node: NodeID(name: "n2"), diskID: 78), upTo: upTo)
+        }
+    }
+    writer.spool.pump()
+    writer.record(try #require(sink.ref(1)), .inDoubt(until: writer.time.now() + .seconds(60)))
+    writer.record(try #require(sink.ref(2)), .delivered)
+    let log = try #require((writer.disk as? MemoryDisk)?.contents("data/segments/\(SegmentName(id).outcomeFile)"))
+    // Here and there the same entry stands: it counts once.
+    let half = ByteBuffer(bytes: log)
+    _ = copies.record(id, 1, from: 0, half)
+    let files = SegmentFiles(disk: copies.disk, directory: "copies/segments", name: SegmentName(id))
+    let entries = try files.entries()
+    guard case .sealed(let report)? = copies.seal(id, 2) else { return }
+    let heir = try Heir(copies.directory)
+    _ = try heir.spool.adopt(
+        Adoption(key: Heir.key(id, end: report.end, epoch: 2), others: [entries, entries], eventsMayBeLost: false))
+    let message = try #require(heir.jobs.message(Mail.id(1)))
+    #expect(message.progress?.first?.doubts == 1)
+    #expect(heir.jobs.message(Mail.id(2)) == nil)
+    // Once more at a higher epoch: nothing is forgotten.
+    let again = try Heir(try reopened(copies.directory))
+    _ = try again.spool.adopt(
+        Adoption(key: Heir.key(id, end: report.end, epoch: 3), others: [], eventsMayBeLost: false))
+    #expect(again.jobs.messages.map(\.envelope.id) == [Mail.id(1)])
+    #expect(again.jobs.messages.first?.progress?.first?.doubts == 1)
+}
+
+private func reopened(_ directory: DataDirectory) throws -> DataDirectory {
+    directory.close()
+    var random = SplitMix64(seed: 10)
+    return try DataDirectory.open(
+        path: directory.path, disk: directory.disk, cluster: "c", nodeName: "n2", random: { random.next() })
+}
+
+@Test func nodeWithoutBackupTakesMail() throws {
+    let copies = try CopyRig(on: MemoryDisk())
+    let heir = try Heir(copies.directory)
+    guard case .refused(.noCopies) = heir.spool.admission else {
+        Issue.record("mail is taken without a second copy")
+        return
+    }
+    let sink = Sink()
+    heir.spool.submit([Mail(1).submission(token: 1, sink: sink)])
+    heir.spool.pump()
+    #expect(sink.refusal(1)?.isNoCopies == true)
+}

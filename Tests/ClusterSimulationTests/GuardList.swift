@@ -23,7 +23,7 @@ let redGuards: [RemovedGuard] = [
     RemovedGuard(name: "registeredWriter", bit: .registeredWriter, seed: 104),
     RemovedGuard(name: "claimBeforeSeal", bit: .claimBeforeSeal, seed: 1),
     RemovedGuard(name: "oldDrainerGone", bit: .oldDrainerGone, seed: 7),
-    RemovedGuard(name: "persistedSeal", bit: .persistedSeal, seed: 86),
+    RemovedGuard(name: "persistedSeal", bit: .persistedSeal, seed: 632),
     RemovedGuard(name: "unionOfOutcomes", bit: .unionOfOutcomes, seed: 52),
     RemovedGuard(name: "invalidTailNeverAlone", bit: .invalidTailNeverAlone, seed: 43),
     RemovedGuard(name: "newIncarnation", bit: .newIncarnation, seed: 10),
@@ -59,6 +59,6 @@ let redGuards: [RemovedGuard] = [
     RemovedGuard(name: "rememberFinished", bit: .rememberFinished, seed: 27),
     RemovedGuard(name: "registrationSettled", bit: .registrationSettled, seed: 1, plan: Plan.doubledRegistrations),
     RemovedGuard(name: "rebuiltIsMarked", bit: .rebuiltIsMarked, seed: 55),
-    RemovedGuard(name: "haveWhenCopied", bit: .haveWhenCopied, seed: 6),
+    RemovedGuard(name: "haveWhenCopied", bit: .haveWhenCopied, seed: 5),
     RemovedGuard(name: "orderedIncarnations", bit: .orderedIncarnations, seed: 1, plan: Plan.lateFramesOfTheDead),
 ]

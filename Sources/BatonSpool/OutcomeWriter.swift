@@ -115,7 +115,9 @@ struct OutcomeWriter: Sendable {
 
     /// How far the log of the present epoch is, for those who hold a copy of it.
     private func tell(_ handle: UInt32) {
-        guard let news, let log = logs[handle], let name = ledger.name(of: handle), !log.failed else { return }
+        // What a full disk has not taken yet is not said: its outcomes are not settled.
+        guard let news, let log = logs[handle], let name = ledger.name(of: handle), !log.failed, log.waitingBytes == 0
+        else { return }
         news.outcomesAdvanced(
             name.id, epoch: epochs[handle] ?? 1, end: log.offset, synced: log.syncedOffset, taken: taken[handle] ?? 0)
     }

@@ -83,6 +83,10 @@ struct Recovery {
             throw SpoolError(.notWritable, "the copy of segment \(name) cannot be read", error)
         }
         scan(key, hasFile: true, logPath: logPath)
+        guard !result.segments.isEmpty else {
+            if let handle = ledger.handle(of: key.id) { ledger.remove(handle) }
+            throw SpoolError(.notWritable, "the copy of segment \(name) cannot be read")
+        }
         if eventsMayBeLost {
             for index in result.segments.indices {
                 result.segments[index].marks.receptions = 0

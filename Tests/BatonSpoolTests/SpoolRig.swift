@@ -130,7 +130,7 @@ final class Rig: Sendable {
         self.disk = disk
         self.time = time
         var random = SplitMix64(seed: seed)
-        directory = try DataDirectory.open(path: path, disk: disk, cluster: "c", nodeName: "n1") { random.next() }
+        directory = try DataDirectory.open(path: path, disk: disk, cluster: "", nodeName: "n1") { random.next() }
         let failures = Shared()
         spool = try Spool.open(
             directory: directory, configuration: configuration, events: events, time: time, logger: quietLogger,

@@ -273,7 +273,9 @@ struct ClusterDriver: Sendable {
         guard let parts else { return }
         if let handle = parts.handle(id) {
             runtime.permission.forget(handle)
-            runtime.takeovers.deliver(CollectionOfOne(.release(id)))
+            // The copies' thread lets go of what it has open first, so that nothing writes into what the spool removes.
+            let takeovers = runtime.takeovers
+            parts.copies.unlink(id) { _ in takeovers.deliver(CollectionOfOne(.release(id))) }
             return
         }
         let mailbox = runtime.mailbox

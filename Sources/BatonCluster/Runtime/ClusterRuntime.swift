@@ -265,11 +265,7 @@ package final class ClusterRuntime: Sendable {
             guard let spool = partsIfBound?.spool else { return }
             for work in batch {
                 switch work {
-                case .release(let id):
-                    let gone = spool.release(id)
-                    // The copies' thread lets go of what it had open of it.
-                    if gone { partsIfBound?.copies.unlink(id) { _ in } }
-                    tell(.unlinked(id, gone: gone))
+                case .release(let id): tell(.unlinked(id, gone: spool.release(id)))
                 case .adopt(let adoption): adopt(adoption, by: spool)
                 }
             }

@@ -18,7 +18,8 @@ extension TakeoverState {
             orphanedSince[id] = since
             guard key.ensemble.contains(member) else { continue }
             // P2: a stale member may not take over.
-            if key.stale.contains(member), !isLastCopy(key) { continue }
+            // One that is finished has nothing left to send.
+            if key.stale.contains(member), !isLastCopy(key), key.state != .finished { continue }
             // T6: the old owner, started again, has outcomes that nobody else has.
             if key.drainer.node != me.node, ownerIsBack(key), now - since < timing.ownerFirst {
                 listWanted = true
@@ -28,7 +29,7 @@ extension TakeoverState {
             // Compared in the control plane, too: the old drainer's node key is absent or of another incarnation.
             change(id, if: .gone(key.drainer)) { wanted in
                 wanted.drainer = taker
-                wanted.drainEpoch += 1
+                wanted.drainEpoch &+= 1
             }
         }
     }
@@ -72,7 +73,12 @@ extension TakeoverState {
         switch seal {
         case .sealed(let report): drains[id]?.own = report
         // A4: a missing file is damage, never emptiness; the others have to say what was there.
-        case .missing, .failed: drains[id]?.own = BatonSpool.CopyReport(end: 0, tailInvalid: true, outcomeOctets: 0)
+        case .missing: drains[id]?.own = BatonSpool.CopyReport(end: 0, tailInvalid: true, outcomeOctets: 0)
+        // Nothing is read before the seal is on the disk.
+        case .failed:
+            drains[id]?.phase = .sealing
+            drains[id]?.retryAt = now + timing.recopyRetry
+            return
         case .superseded(let higher): return overtaken(id, by: higher)
         }
         drains[id]?.phase = .asking
@@ -154,7 +160,11 @@ extension TakeoverState {
         else { return }
         askReports(id, drain, key)
         switch drain.phase {
-        case .sealing, .repairing, .adopting, .ready: break
+        case .sealing:
+            guard drain.retryAt > .epoch, now >= drain.retryAt else { return }
+            drains[id]?.retryAt = .epoch
+            actions.append(.seal(id, epoch: drain.epoch))
+        case .repairing, .adopting, .ready: break
         case .asking:
             guard !waits(for: drain, key), now >= drain.retryAt else { return }
             drains[id]?.phase = .fixing

@@ -41,6 +41,8 @@ extension TakeoverState {
         var given: [PromiseItem] = []
         for item in items {
             guard drains[item.segment] == nil, (fences[item.segment] ?? 0) <= item.epoch else { continue }
+            // Who has unlinked a finished segment and started anew knows nothing of it (docs/CLUSTER_MODEL.md, 23).
+            guard copies[item.segment] != nil else { continue }
             if let key = registry.keys[item.segment], key.drainEpoch > item.epoch || key.drainer == me { continue }
             promises.give(item.segment, until: now + timing.promise)
             given.append(item)

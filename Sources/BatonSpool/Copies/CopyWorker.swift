@@ -368,6 +368,8 @@ struct CopyWorker: Sendable {
                 // A file that the lane writes grows behind our back: what stands there now counts.
                 var end = copy.state.end
                 if offset >= end {
+                    // What is found counts as durable from here on.
+                    try disk.sync(file)
                     let found = try scan(id, file)
                     end = found.end
                     copies[id]?.state.rescanned(end: found.end, tailInvalid: found.tailInvalid)

@@ -47,14 +47,13 @@ struct SegmentFiles {
 
     // MARK: Outcomes
 
-    /// Every entry of every epoch's log, oldest first, without file headers, and how many octets they are.
+    /// The entries of all epochs' logs, each once, without file headers.
     func entries() throws(DiskError) -> ByteBuffer {
+        let (records, marks) = try union(with: [])
+        let seed = OutcomeFormat.header(name.id).seed
         var all = ByteBuffer()
-        for epoch in try logEpochs() {
-            _ = try OutcomeLog.read(logPath(epoch: epoch), segment: name.id, from: disk) { entry, _ in
-                OutcomeFormat.write(entry, seed: OutcomeFormat.header(name.id).seed, into: &all)
-            }
-        }
+        for record in records { OutcomeFormat.write(.outcome(record), seed: seed, into: &all) }
+        OutcomeFormat.write(.marks(marks), seed: seed, into: &all)
         return all
     }
 

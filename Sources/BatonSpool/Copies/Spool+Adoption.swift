@@ -56,6 +56,11 @@ extension Spool: SegmentDraining {
         } catch {
             throw SpoolError(.notWritable, "outcomes of segment \(files.name) cannot be gathered", error)
         }
+        if let old = ledger.handle(of: key.id) {
+            // Held before, lost, and won again: what stands on the disk counts.
+            ledger.remove(old)
+            outcomes.withLock { $0.forget(old) }
+        }
         var recovery = Recovery(
             directory: directory, registry: registry, ledger: ledger, logger: logger, now: now)
         var found = try recovery.adopt(
@@ -86,18 +91,20 @@ extension Spool: SegmentDraining {
         let key = adoption.key
         let path = files.logPath(epoch: key.drainEpoch)
         let (records, marks) = try files.union(with: adoption.others)
+        // Put into place as a whole: an earlier try of this very takeover may have left outcomes that stand nowhere else.
+        let fresh = path + ".new"
         do throws(DiskError) {
-            // Of an attempt that died, or of this very takeover tried again: what it held is in the union.
-            try files.disk.unlink(path)
+            try files.disk.unlink(fresh)
         } catch {
             guard error.errno == ENOENT else { throw error }
         }
-        var log = OutcomeLog(path: path, id: key.id)
+        var log = OutcomeLog(path: fresh, id: key.id)
         for record in records { log.append(.outcome(record), drainer: key.drainer, epoch: key.drainEpoch) }
         log.append(.marks(marks), drainer: key.drainer, epoch: key.drainEpoch)
         _ = try log.flush(on: files.disk, at: now)
         try log.sync(on: files.disk)
         log.close(on: files.disk)
+        try files.disk.rename(fresh, to: path)
         try files.disk.syncDirectory(files.directory)
     }
 

@@ -106,7 +106,14 @@ struct Keeper: Sendable {
         guard let (id, file) = made else { throw SpoolError(.notWritable, "a segment file cannot be made") }
         // Whatever fails from here on: the file stays, since the key may be stored all the same, and is used at the next try.
         unfinished = (id, file)
+        shared.lost.withLock { $0.removeAll() }
         var stored = try registry.read(id)
+        if news != nil, stored != nil {
+            // Of an attempt without an answer. Whether its backups still wait for chunks of it is not known: closed, empty.
+            unfinished = nil
+            discard(id, file, at: now)
+            throw SpoolError(.registryFailed, "the key of a new segment was stored unnoticed: another one is tried")
+        }
         if stored == nil { stored = try register(id) }
         guard let key = stored else { throw SpoolError(.registryFailed, "the key of a new segment is not stored") }
         unfinished = nil
@@ -115,6 +122,11 @@ struct Keeper: Sendable {
             var actions = ActionBuffer<LaneState.Action>()
             state.receive(.opened(id, ensemble: key.ensemble), at: now, into: &actions)
         }
+        // The append rule hears of losses from here on; of an earlier one nobody would tell it.
+        if shared.lost.withLock({ $0.contains(id) }) {
+            discard(id, file, at: now)
+            throw SpoolError(.noBackup, "a backup of a new segment was lost while its key was stored")
+        }
         return SegmentFile(id: id, handle: handle, file: file, appendEpoch: key.appendEpoch)
     }
 
@@ -122,8 +134,6 @@ struct Keeper: Sendable {
         guard let backups = replicator.map({ $0.prepare(id) }) ?? [] else {
             throw SpoolError(.noBackup, "no backup takes a new segment")
         }
-        // Whatever the store says from here on, it may have been stored with these members: another try is another segment.
-        if news != nil { unfinished = nil }
         let key = SegmentKey(
             id: id, ensemble: [member] + backups, appendEpoch: 1, state: .open, drainer: drainer, drainEpoch: 1)
         guard case .committed(let stored?) = try registry.store(key) else {
@@ -131,6 +141,11 @@ struct Keeper: Sendable {
         }
         news?.keyChanged(stored)
         return stored
+    }
+
+    /// Registered and of no use: sealed where it begins, and drained at once.
+    private mutating func discard(_ id: SegmentID, _ file: DiskFile, at now: Instant) {
+        seals.append((id, ledger.add(id, sealed: false, at: now), file, 0))
     }
 
     private mutating func newFile() throws(SpoolError) -> (id: SegmentID, file: DiskFile) {

@@ -84,6 +84,8 @@ final class LaneShared: Sendable {
     let freeInodes = Atomic<UInt64>(.max)
     /// Registered ahead of need (PROTOCOL A4); at most one waits.
     let prepared = Mutex<SegmentFile?>(nil)
+    /// Segments that lost a backup since the keeper began to prepare one; emptied by it each time.
+    let lost = Mutex(Set<SegmentID>())
     let state = Mutex(LaneState())
 
     func take() -> SegmentFile? {

@@ -85,6 +85,9 @@ struct OutcomeWriter: Sendable {
         logs[place.segment]?.pins.append(target.segment)
     }
 
+    /// The epoch whose log is written; a single node has one log for all.
+    func logEpoch(of handle: UInt32) -> UInt64 { news == nil ? 1 : epochs[handle] ?? 1 }
+
     mutating func append(_ entry: OutcomeEntry, to handle: UInt32) {
         guard let name = ledger.name(of: handle) else { return }
         let (drainer, epoch) = (drainer, epochs[handle] ?? 1)
@@ -235,7 +238,8 @@ struct OutcomeWriter: Sendable {
         let segments = ledger.progress()
         // Read behind the snapshot: what the snapshot holds was recorded before.
         let recorded = events.recorded
-        for segment in segments {
+        // Of one that is being adopted the log is not open yet, and its epoch not known here.
+        for segment in segments where !segment.adopting {
             let handle = segment.handle
             if logs[handle] == nil {
                 guard segment.messages > 0, let name = ledger.name(of: handle) else { continue }
@@ -314,6 +318,7 @@ extension SegmentLedger {
         let received: UInt32
         let ackedOffset: Int64
         let done: Bool
+        let adopting: Bool
     }
 
     func progress() -> [Progress] {
@@ -321,7 +326,7 @@ extension SegmentLedger {
             state.entries.map { handle, entry in
                 Progress(
                     handle: handle, messages: UInt32(entry.offsets.count), received: entry.received,
-                    ackedOffset: entry.ackedOffset, done: entry.isDone)
+                    ackedOffset: entry.ackedOffset, done: entry.isDone, adopting: entry.adopting)
             }
         }
     }

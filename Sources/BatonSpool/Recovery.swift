@@ -74,7 +74,7 @@ struct Recovery {
     }
 
     /// One segment of a cluster, whose key names this node; its log of that epoch has been written. Throws where its file cannot
-    /// be read; damage in it is set aside.
+    /// be read; damage in it is set aside. Its ledger entry stays `adopting` until the caller has handed its messages over.
     mutating func adopt(_ key: SegmentKey, logPath: String, eventsMayBeLost: Bool) throws(SpoolError) -> Recovered {
         let name = SegmentName(key.id)
         do throws(DiskError) {
@@ -82,7 +82,7 @@ struct Recovery {
         } catch {
             throw SpoolError(.notWritable, "the copy of segment \(name) cannot be read", error)
         }
-        scan(key, hasFile: true, logPath: logPath)
+        scan(key, hasFile: true, logPath: logPath, adopting: true)
         guard !result.segments.isEmpty else {
             if let handle = ledger.handle(of: key.id) { ledger.remove(handle) }
             throw SpoolError(.notWritable, "the copy of segment \(name) cannot be read")
@@ -178,9 +178,12 @@ struct Recovery {
 
     // MARK: Scanning
 
-    private mutating func scan(_ key: SegmentKey, hasFile: Bool, logPath: String? = nil) {
+    private mutating func scan(
+        _ key: SegmentKey, hasFile: Bool, logPath: String? = nil, adopting: Bool = false
+    ) {
         let name = SegmentName(key.id)
-        let handle = ledger.add(key.id, sealed: true, at: now)
+        // Other threads run while a segment is adopted: until all of it is counted it looks like one that nobody needs.
+        let handle = ledger.add(key.id, sealed: true, adopting: adopting, at: now)
         result.epochs[handle] = key.drainEpoch
         result.summary.segments += 1
         let evidence = readLog(key, name, handle, logPath ?? "\(path)/\(name.outcomeFile)")

@@ -46,6 +46,8 @@ package final class SegmentLedger: Sendable {
         var hasFragmented = false
         /// A cleaning has not settled what becomes of it: not to be reclaimed.
         var closing = false
+        /// Being read by an adoption: what it holds is not counted yet.
+        var adopting = false
         /// Cleanings of it that came to nothing.
         var cleaningsFailed = 0
     }
@@ -84,12 +86,13 @@ package final class SegmentLedger: Sendable {
 
     // MARK: Segments
 
-    func add(_ id: SegmentID, sealed: Bool, at now: Instant) -> UInt32 {
+    func add(_ id: SegmentID, sealed: Bool, adopting: Bool = false, at now: Instant) -> UInt32 {
         state.withLock { state in
             if let handle = state.handles[id] { return handle }
             let handle = state.next
             state.next += 1
             state.entries[handle] = Entry(name: SegmentName(id), sealed: sealed, bornAt: now)
+            state.entries[handle]?.adopting = adopting
             state.handles[id] = handle
             return handle
         }
@@ -206,7 +209,7 @@ package final class SegmentLedger: Sendable {
 
 extension SegmentLedger.Entry {
     /// Nothing in it needs to be kept (but for outcomes and events to be synced, which the outcome log knows).
-    var isDone: Bool { sealed && liveRecipients == 0 && pins == 0 && !damaged && !closing }
+    var isDone: Bool { sealed && liveRecipients == 0 && pins == 0 && !damaged && !closing && !adopting }
 
     mutating func add(_ message: PlacedMessage) {
         offsets.append(UInt32(truncatingIfNeeded: message.offset / 8))

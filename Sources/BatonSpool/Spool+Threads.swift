@@ -162,10 +162,12 @@ extension Spool {
         return .damaged
     }
 
-    private func readHistory(of message: StoredMessageRef) -> [Outcome]? {
+    func readHistory(of message: StoredMessageRef) -> [Outcome]? {
         guard let location = ledger.location(of: message) else { return nil }
         var found: [Outcome] = []
-        let path = "\(directory.segmentsPath)/\(location.name.outcomeFile)"
+        // The log of the present epoch begins with what all former ones say.
+        let epoch = outcomes.withLock { $0.logEpoch(of: location.segment) }
+        let path = "\(directory.segmentsPath)/\(location.name.outcomeFile(epoch: epoch))"
         let read = try? OutcomeLog.read(path, segment: location.name.id, from: directory.disk) { entry, _ in
             if case .outcome(let record) = entry, record.record == location.record {
                 found.append(record.outcome(of: message))

@@ -303,20 +303,25 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
     package func lost(_ segment: SegmentID, on member: EnsembleMember) {
         let now = time.now()
         let acknowledger = acknowledger.withLock { $0 }
+        // First, for the keeper: the append rule does not know a segment whose key is being stored.
+        shared.lost.withLock { _ = $0.insert(segment) }
         acknowledger?.report([.lost(segment, member)], at: now)
         // One that was registered ahead is of no use any more: sealed, empty, and another is prepared.
-        let ahead = shared.prepared.withLock { slot -> SegmentFile? in
-            guard slot?.id == segment else { return nil }
-            defer { slot = nil }
-            return slot
-        }
-        if let ahead {
+        if let ahead = takePrepared(segment) {
             acknowledger?.roll(ahead, at: now)
             // The open one has its own backups: mail goes on in it.
             keeperMailbox.deliver(CollectionOfOne(.needSegment))
             return
         }
         leave()
+    }
+
+    func takePrepared(_ segment: SegmentID) -> SegmentFile? {
+        shared.prepared.withLock { slot in
+            guard slot?.id == segment else { return nil }
+            defer { slot = nil }
+            return slot
+        }
     }
 
     /// The writer looks for a segment that can be acknowledged; until it has one no mail is taken.

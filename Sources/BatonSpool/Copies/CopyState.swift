@@ -11,6 +11,8 @@ struct CopyState: Hashable, Sendable {
     private(set) var tailInvalid: Bool
     /// Epochs below it are refused. It binds from the request on, before it is on the disk.
     private(set) var fence: UInt64
+    /// The epoch of the seal on the disk: below the fence while that is on its way, or after it has failed.
+    private(set) var persisted: UInt64
     private(set) var logs: [UInt64: Log] = [:]
     /// A write or fdatasync failed: nothing more is taken (never retried).
     private(set) var failed = false
@@ -25,6 +27,7 @@ struct CopyState: Hashable, Sendable {
         self.synced = end
         self.tailInvalid = tailInvalid
         self.fence = fence
+        self.persisted = fence
     }
 
     enum Append: Hashable, Sendable {
@@ -58,6 +61,8 @@ struct CopyState: Hashable, Sendable {
         fence = epoch
         return true
     }
+
+    mutating func sealPersisted(_ epoch: UInt64) { persisted = max(persisted, epoch) }
 
     /// Found again on the disk, after a seal or a repair.
     mutating func rescanned(end: Int64, tailInvalid: Bool) {

@@ -74,8 +74,8 @@ package final class CopyStore: CopyKeeping, Sendable {
         self.threading = threading
         self.worker = Mutex(
             CopyWorker(
-                disk: directory.disk, root: directory.path, directory: directory.segmentsPath,
-                configuration: configuration, news: news, logger: logger))
+                disk: directory.disk, node: directory.identity.node, root: directory.path,
+                directory: directory.segmentsPath, configuration: configuration, news: news, logger: logger))
     }
 
     package func start() {

@@ -17,11 +17,14 @@ struct CopyWorker: Sendable {
         var usedAt: Instant
         /// Since when outcomes are not synced, by epoch.
         var dirty: [UInt64: Instant] = [:]
+        /// What the outcome logs say was acknowledged, when they were last read.
+        var ackedOffset: Int64 = 0
         /// The name of a log is not synced.
         var namesDirty = false
     }
 
     let disk: any Disk
+    let node: NodeID
     let root: String
     let directory: String
     let configuration: SpoolConfiguration
@@ -33,10 +36,11 @@ struct CopyWorker: Sendable {
     private let refused = Counter(label: "baton_copy_refused_total")
 
     init(
-        disk: any Disk, root: String, directory: String, configuration: SpoolConfiguration, news: any CopyNews,
-        logger: Logger
+        disk: any Disk, node: NodeID, root: String, directory: String, configuration: SpoolConfiguration,
+        news: any CopyNews, logger: Logger
     ) {
         self.disk = disk
+        self.node = node
         self.root = root
         self.directory = directory
         self.configuration = configuration
@@ -93,34 +97,53 @@ struct CopyWorker: Sendable {
             guard error.errno == ENOENT else { throw error }
             return nil
         }
+        var copy = Copy(state: CopyState(end: 0, tailInvalid: false, fence: files.sealEpoch()), file: file, usedAt: now)
         do throws(DiskError) {
-            let scan = try scan(id, file)
-            // What the page cache gave back is not durable yet.
-            try disk.sync(file)
-            var copy = Copy(
-                state: CopyState(end: scan.end, tailInvalid: scan.tailInvalid, fence: files.sealEpoch()), file: file,
-                usedAt: now)
             for epoch in try files.logEpochs() {
                 let log = try disk.open(files.logPath(epoch: epoch), .readWrite)
                 copy.logs[epoch] = log
-                let read = try OutcomeLog.read(files.logPath(epoch: epoch), segment: id, from: disk) { _, _ in }
+                let read = try OutcomeLog.read(files.logPath(epoch: epoch), segment: id, from: disk) { entry, _ in
+                    if case .marks(let marks) = entry { copy.ackedOffset = max(copy.ackedOffset, marks.ackedOffset) }
+                }
+                // What the page cache gave back is not durable yet.
                 try disk.sync(log)
                 copy.state.found(epoch, length: read.validEnd)
             }
+            let found = try scan(id, file, acked: copy.ackedOffset)
+            try disk.sync(file)
+            copy.state.rescanned(end: found.end, tailInvalid: found.tailInvalid)
             copies[id] = copy
             return copy
         } catch {
+            for log in copy.logs.values { try? disk.close(log) }
             try? disk.close(file)
             throw error
         }
     }
 
-    private func scan(_ id: SegmentID, _ file: DiskFile) throws(DiskError) -> (end: Int64, tailInvalid: Bool) {
+    private func scan(
+        _ id: SegmentID, _ file: DiskFile, acked: Int64
+    ) throws(DiskError) -> (end: Int64, tailInvalid: Bool) {
         let size = try disk.size(file)
         let scanner = SegmentScanner(disk: disk, file: file, id: id, size: size, evidence: AckEvidence())
         let scan = try scanner.scan { _, _ in true }
         let prefix = scan.damage.first.map { min($0.from, scan.end) } ?? scan.end
-        return (prefix, !scan.damage.isEmpty || scan.tornBytes > 0 || scan.unreadableEnd)
+        let isInvalid =
+            !scan.damage.isEmpty || scan.tornBytes > 0 || scan.unreadableEnd || acked > prefix
+            || hasRemains(id, file, at: prefix, size: size)
+        return (prefix, isInvalid)
+    }
+
+    /// Whether something stands where the next chunk would begin. A header that rotted reads like none, and a copy that took it
+    /// for the end would cut what the others still have (PROTOCOL T1). An own file may be a recycled one, full of old octets:
+    /// there only a header's magic without its checksum tells.
+    private func hasRemains(_ id: SegmentID, _ file: DiskFile, at end: Int64, size: Int64) -> Bool {
+        let count = Int(min(Int64(ChunkHeader.alignment), max(0, size - end)))
+        guard count > 0 else { return false }
+        guard let block = try? DiskRead.upTo(count, of: file, at: end, from: disk) else { return true }
+        guard id.writer == node else { return block.readableBytesView.contains { $0 != 0 } }
+        let magic: UInt32? = block.getInteger(at: block.readerIndex, endianness: .little)
+        return magic == ChunkHeader.magic && ChunkHeader.parse(block) == nil
     }
 
     private mutating func closeSurplus() {
@@ -142,7 +165,10 @@ struct CopyWorker: Sendable {
         do throws(DiskError) {
             if let space = try? disk.space(root), space.free < configuration.minFree / 2 { return .noRoom }
             if let there = try open(id, at: now) {
-                return there.state.end == 0 && !there.state.tailInvalid && there.state.fence == 0 ? .created : .refused
+                guard there.state.end == 0, !there.state.tailInvalid, there.state.fence == 0 else { return .refused }
+                // Of an attempt that died behind the file: its name may not be safe.
+                try disk.syncDirectory(directory)
+                return .created
             }
             guard files.sealEpoch() == 0 else { return .refused }
             let file = try disk.open(files.segmentPath, .create)
@@ -170,10 +196,12 @@ struct CopyWorker: Sendable {
     ) {
         let end = offset.addingReportingOverflow(Int64(chunk.readableBytes))
         do throws(DiskError) {
-            guard !end.overflow, let copy = try open(id, at: now), let file = copy.file else {
+            guard !end.overflow, let copy = try open(id, at: now) else {
                 refused.increment()
                 return done(.ignored)
             }
+            // Closed after its disk failed.
+            guard let file = copy.file else { return done(.failed(upTo: copy.state.synced)) }
             switch copy.state.decide(append: offset, end: end.partialValue) {
             case .sealed(let epoch): return done(.sealed(epoch: epoch))
             case .failed: return done(.failed(upTo: copy.state.synced))
@@ -336,23 +364,42 @@ struct CopyWorker: Sendable {
     private mutating func seal(_ id: SegmentID, _ epoch: UInt64, at now: Instant) -> CopySeal {
         let files = files(id)
         do throws(DiskError) {
-            guard let copy = try open(id, at: now), let file = copy.file else { return .missing }
+            guard let copy = try open(id, at: now) else { return .missing }
             var state = copy.state
             guard state.seal(at: epoch) else { return .superseded(epoch: state.fence) }
-            let isNew = copy.state.fence < epoch
             copies[id]?.state = state
+            guard persistSeal(files, epoch, state) else { return .failed }
+            // What a failed fdatasync left is not known: such a copy says nothing about its length.
+            guard !state.failed, let file = copy.file else { return .failed }
             try disk.sync(file)
-            if isNew { try files.seal(at: epoch) }
+            let entries = try files.gathered()
+            copies[id]?.ackedOffset = max(copy.ackedOffset, entries.ackedOffset)
             // Everything in the file, a chunk that nobody confirmed included.
-            let found = try scan(id, file)
+            let found = try scan(id, file, acked: max(copy.ackedOffset, entries.ackedOffset))
             copies[id]?.state.rescanned(end: found.end, tailInvalid: found.tailInvalid)
-            let entries = try files.entries()
             return .sealed(
                 CopyReport(
-                    end: found.end, tailInvalid: found.tailInvalid, outcomeOctets: Int64(entries.readableBytes)))
+                    end: found.end, tailInvalid: found.tailInvalid,
+                    outcomeOctets: Int64(entries.octets.readableBytes)))
         } catch {
             fail(id, error)
             return .failed
+        }
+    }
+
+    /// The fence binds already; false when it would not survive a restart. A file of its own each time, so that trying again is
+    /// no retry of a failed fdatasync, and a full disk is no failure of the copy.
+    private mutating func persistSeal(_ files: SegmentFiles, _ epoch: UInt64, _ state: CopyState) -> Bool {
+        guard state.persisted < epoch else { return true }
+        do throws(DiskError) {
+            try files.seal(at: epoch)
+            copies[files.name.id]?.state.sealPersisted(epoch)
+            return true
+        } catch {
+            logger.error(
+                "copies: a seal cannot be stored",
+                metadata: ["segment": "\(files.name)", "call": "\(error.call)", "errno": "\(error.errno)"])
+            return false
         }
     }
 
@@ -364,13 +411,14 @@ struct CopyWorker: Sendable {
         do throws(DiskError) {
             switch content {
             case .chunks:
-                guard let copy = try open(id, at: now), let file = copy.file else { return .missing }
+                guard let copy = try open(id, at: now) else { return .missing }
+                guard let file = copy.file else { return .failed }
                 // A file that the lane writes grows behind our back: what stands there now counts.
                 var end = copy.state.end
                 if offset >= end {
                     // What is found counts as durable from here on.
                     try disk.sync(file)
-                    let found = try scan(id, file)
+                    let found = try scan(id, file, acked: copy.ackedOffset)
                     end = found.end
                     copies[id]?.state.rescanned(end: found.end, tailInvalid: found.tailInvalid)
                 }

@@ -48,13 +48,16 @@ struct SegmentFiles {
     // MARK: Outcomes
 
     /// The entries of all epochs' logs, each once, without file headers.
-    func entries() throws(DiskError) -> ByteBuffer {
+    func entries() throws(DiskError) -> ByteBuffer { try gathered().octets }
+
+    /// All `entries`, and up to where their marks say that the segment was acknowledged.
+    func gathered() throws(DiskError) -> (octets: ByteBuffer, ackedOffset: Int64) {
         let (records, marks) = try union(with: [])
         let seed = OutcomeFormat.header(name.id).seed
         var all = ByteBuffer()
         for record in records { OutcomeFormat.write(.outcome(record), seed: seed, into: &all) }
-        OutcomeFormat.write(.marks(marks), seed: seed, into: &all)
-        return all
+        if marks != OutcomeMarks() { OutcomeFormat.write(.marks(marks), seed: seed, into: &all) }
+        return (all, marks.ackedOffset)
     }
 
     /// The entries of `octets`, as another member sent them; what cannot be read is passed over.

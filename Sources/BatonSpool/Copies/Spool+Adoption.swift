@@ -48,6 +48,10 @@ extension Spool: SegmentDraining {
         _ adoption: Adoption, _ receivers: Receivers, _ subjects: inout AdoptedSubjects
     ) throws(SpoolError) -> AdoptionReport {
         let key = adoption.key
+        guard ledger.handle(of: key.id) == nil else {
+            // Its messages are in the queue already. A node that lost a segment takes it over again as a new incarnation (T2).
+            throw SpoolError(.notWritable, "segment \(SegmentName(key.id)) is drained by this process already")
+        }
         let now = time.now()
         let files = SegmentFiles(
             disk: directory.disk, directory: directory.segmentsPath, name: SegmentName(key.id))
@@ -55,11 +59,6 @@ extension Spool: SegmentDraining {
             try writeUnion(of: adoption, in: files, at: now)
         } catch {
             throw SpoolError(.notWritable, "outcomes of segment \(files.name) cannot be gathered", error)
-        }
-        if let old = ledger.handle(of: key.id) {
-            // Held before, lost, and won again: what stands on the disk counts.
-            ledger.remove(old)
-            outcomes.withLock { $0.forget(old) }
         }
         var recovery = Recovery(
             directory: directory, registry: registry, ledger: ledger, logger: logger, now: now)
@@ -76,8 +75,10 @@ extension Spool: SegmentDraining {
         stream.hand(over: found, outcomes: outcomes)
         for note in stream.damage { logger.error("spool: \(note)") }
         guard let handle = ledger.handle(of: key.id) else {
+            // Not reached: it was added above, and nothing removes one that is being adopted.
             throw SpoolError(.notWritable, "segment \(files.name) is not in the ledger")
         }
+        ledger.update(handle) { $0.adopting = false }
         outcomes.withLock { writer in
             writer.touch(handle)
             writer.flush(at: now)
@@ -101,9 +102,9 @@ extension Spool: SegmentDraining {
         var log = OutcomeLog(path: fresh, id: key.id)
         for record in records { log.append(.outcome(record), drainer: key.drainer, epoch: key.drainEpoch) }
         log.append(.marks(marks), drainer: key.drainer, epoch: key.drainEpoch)
+        defer { log.close(on: files.disk) }
         _ = try log.flush(on: files.disk, at: now)
         try log.sync(on: files.disk)
-        log.close(on: files.disk)
         try files.disk.rename(fresh, to: path)
         try files.disk.syncDirectory(files.directory)
     }
@@ -125,6 +126,11 @@ extension Spool: SegmentDraining {
 
     package func stopWriting(_ id: SegmentID) {
         acknowledger.withLock { $0 }?.report([.sealSent(id)], at: time.now())
+        if let ahead = takePrepared(id) {
+            // The open one goes on.
+            keeperMailbox.deliver([.close(ahead.file), .needSegment])
+            return
+        }
         leave()
     }
 

@@ -18,7 +18,7 @@ import Testing
         return (run.code, run.output)
     }
 
-    @Test(.enabled(if: Places.canMount && Places.runs("etcd"), "needs network namespaces and etcd"))
+    @Test(.enabled(if: Places.canMakeNetworks && Places.runs("etcd"), "needs network namespaces and etcd"))
     func nodeDiesWithItsDiskAndMailIsLost() throws {
         let run = try play("disk,restart", rounds: 2)
         #expect(run.code == 0, "\(run.output)")

@@ -53,6 +53,18 @@ enum Places {
         return child.exitCode == 0
     }()
 
+    /// Whether this user, and this kernel, can make networks of their own: a bridge in a network namespace.
+    static let canMakeNetworks: Bool = {
+        guard canMount, let program = tool("unshare"), tool("ip") != nil else { return false }
+        let command = [
+            program, "-n", "sh", "-c",
+            "ip link add probe type bridge && ip netns add baton-probe && ip netns del baton-probe",
+        ]
+        guard var child = try? ChildProcess(command, log: "/dev/null") else { return false }
+        while !child.hasEnded() { usleep(2_000) }
+        return child.exitCode == 0
+    }()
+
     /// Whether this user may trace a program of its own.
     static let canTrace: Bool = {
         guard let program = tool("strace") else { return wantsAllPeers }

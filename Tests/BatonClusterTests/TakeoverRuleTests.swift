@@ -226,6 +226,26 @@ private struct Rig {
         #expect(rig.stores.first?.sealedAt == 4096)
     }
 
+    @Test func memberThatAnswersBeforeTheOwnSealIsOnTheDiskIsWaitedForForEver() {
+        var rig = Rig()
+        let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
+        let run = Drainer(node: third.node, incarnation: Incarnation(value: 33))
+        var key = Rig.key()
+        key.ensemble.append(third)
+        rig.list([key], alive: [NodeRecord(node: run.node, incarnation: run.incarnation, disk: 3)])
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        rig.give(
+            .reported(Rig.id, epoch: 2, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 64), from: run))
+        rig.give(
+            .copySealed(
+                Rig.id, epoch: 2,
+                .sealed(BatonSpool.CopyReport(end: 4096, tailInvalid: false, outcomeOctets: 0))))
+        #expect(rig.actions.contains(.fetchOutcomes(Rig.id, epoch: 2, from: third, octets: 64)))
+        #expect(rig.stores.isEmpty)
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, third, complete: true))
+        #expect(rig.stores.first?.sealedAt == 4096)
+    }
+
     @Test func ownMailIsSentWithoutItsBackupsPromise() {
         var rig = Rig()
         rig.list([], alive: [Rig.otherNode])

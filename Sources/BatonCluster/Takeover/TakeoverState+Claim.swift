@@ -82,7 +82,18 @@ extension TakeoverState {
         case .superseded(let higher): return overtaken(id, by: higher)
         }
         drains[id]?.phase = .asking
+        fetchReported(id, drain)
         tickTakeover(id)
+    }
+
+    /// Who answered before the own seal was on the disk is waited for, and not asked again: its outcomes are fetched now.
+    private mutating func fetchReported(_ id: SegmentID, _ drain: DrainedSegment) {
+        for other in drain.peers.keys {
+            guard let progress = drain.peers[other], !progress.outcomesFetched,
+                case .sealed(_, _, let octets) = progress.report
+            else { continue }
+            actions.append(.fetchOutcomes(id, epoch: drain.epoch, from: other, octets: octets))
+        }
     }
 
     // MARK: 3. The other members

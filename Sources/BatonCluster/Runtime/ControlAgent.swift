@@ -90,7 +90,8 @@ package final class ControlAgent: SegmentRegistry {
         case .success(.conflict(_, let current)):
             let there = current.first { $0.key == path }.flatMap { ClusterCodec.segment($0, in: paths) }
             return .refused(there, condition: there?.revision == key.revision)
-        case .failure(.refused): return .refused(nil, condition: false)
+        // Nothing was done, and nothing was learned about the key: no conflict.
+        case .failure(.refused): return .done
         case .failure(.unknown): return .unknown
         }
     }

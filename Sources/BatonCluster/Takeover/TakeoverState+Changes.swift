@@ -98,7 +98,7 @@ extension TakeoverState {
                 actions.append(.release(id))
             }
         } else if missing.isEmpty {
-            if !registry.isBusy(id) { control(.remove(key)) }
+            if !registry.isBusy(id) { remove(key) }
         } else {
             for other in missing { actions.append(.askFinished(id, epoch: key.drainEpoch, of: other.node)) }
         }
@@ -138,7 +138,7 @@ extension TakeoverState {
 
     mutating func confirm(_ id: SegmentID, to peer: Drainer) {
         confirming[id] = peer.node
-        if registry.keys[id]?.state == .finished { confirmRead(id) } else { control(.read(id)) }
+        if registry.keys[id]?.state == .finished { confirmRead(id) } else { read(id) }
     }
 
     mutating func confirmRead(_ id: SegmentID) {

@@ -107,7 +107,7 @@ extension TakeoverState {
         }
         fences[id] = epoch
         overtaken(id, by: epoch)
-        if registry.keys[id].map({ $0.drainEpoch < epoch }) ?? true { control(.read(id)) }
+        if registry.keys[id].map({ $0.drainEpoch < epoch }) ?? true { read(id) }
         sealingFor[id] =
             (sealingFor[id] ?? []).filter { $0.from != peer.node } + [
                 SealRequest(epoch: epoch, from: peer.node)
@@ -264,7 +264,7 @@ extension TakeoverState {
     mutating func overtaken(_ id: SegmentID, by epoch: UInt64) {
         guard let drain = drains[id], drain.epoch < epoch else { return }
         dropDrain(id)
-        control(.read(id))
+        read(id)
     }
 
     /// Somebody else drains it now: no dot any more.

@@ -33,6 +33,9 @@ package struct TakeoverState: StateMachine {
     var unlinking = Table<SegmentID, Bool>()
     /// Who asked whether a finished segment's file has gone, before the key was read here.
     var confirming = Table<SegmentID, NodeID>()
+    /// Requests under way; each is answered once.
+    private var reading = Table<SegmentID, Bool>()
+    private var removing = Table<SegmentID, Bool>()
     var orphanedSince = Table<SegmentID, Instant>()
     var incarnations = Table<NodeID, Incarnation>()
 
@@ -108,6 +111,20 @@ package struct TakeoverState: StateMachine {
 
     mutating func control(_ request: ControlRequest) { actions.append(.control(request)) }
 
+    /// Once at a time for each key. What is left out at the bound is asked for again by its tick, or seen by the next listing.
+    mutating func read(_ id: SegmentID) {
+        guard reading[id] == nil, reading.count < timing.requests else { return }
+        reading[id] = true
+        control(.read(id))
+    }
+
+    /// As `read`: what is left out is due again after `finishRetry`.
+    mutating func remove(_ key: SegmentKey) {
+        guard removing[key.id] == nil, removing.count < timing.requests else { return }
+        removing[key.id] = true
+        control(.remove(key))
+    }
+
     mutating func restart(_ reason: ClusterState.RestartReason) {
         stopped = true
         actions.append(.restart(reason))
@@ -129,7 +146,7 @@ package struct TakeoverState: StateMachine {
             let due = listSentAt.map { $0 + (listWanted ? timing.listSoon : timing.list) } ?? now
             if now >= due { list() }
         }
-        for id in registry.toRead { control(.read(id)) }
+        for id in registry.toRead { read(id) }
         tickPromises()
         for id in drains.keys {
             tickTakeover(id)
@@ -138,7 +155,7 @@ package struct TakeoverState: StateMachine {
             tell(id)
         }
         tickFinishing()
-        for id in confirming.keys { control(.read(id)) }
+        for id in confirming.keys { read(id) }
         promises.prune(before: now)
     }
 
@@ -160,26 +177,36 @@ package struct TakeoverState: StateMachine {
             listUnderWay = false
             listWanted = true
         case (.read(let id), .key(let key)):
+            reading[id] = nil
             registry.read(id)
             if let key { learn(key, own: false) } else { absent(id) }
             if confirming[id] != nil { confirmRead(id) }
-        case (.read, _): break
+        case (.read(let id), _): reading[id] = nil
         case (.store(let key, _), .committed(let stored?)):
             registry.end(key.id)
             if stored.drainer == me, let known = registry.keys[key.id], known.drainer != me {
                 actions.append(.tookOver(key.id, from: known.drainer))
             }
             learn(stored, own: true)
-        case (.store(let key, _), .refused(let current, _)):
+        case (.store(let key, _), .refused(let current, let condition)):
             registry.end(key.id)
-            if let current { learn(current, own: false) } else if key.revision > 0 { absent(key.id) }
+            // A condition that does not hold says nothing of the key.
+            if let current {
+                learn(current, own: false)
+            } else if key.revision > 0, !condition {
+                absent(key.id)
+            }
             listWanted = true
         case (.store(let key, _), .unknown): registry.unknown(key.id)
         case (.store(let key, _), _): registry.end(key.id)
-        case (.remove(let key), .committed): absent(key.id)
+        case (.remove(let key), .committed):
+            removing[key.id] = nil
+            absent(key.id)
         case (.remove(let key), .refused(let current, _)):
+            removing[key.id] = nil
             if let current { learn(current, own: false) } else { absent(key.id) }
-        case (.remove, _), (.register, _), (.keepAlive, _): break
+        case (.remove(let key), _): removing[key.id] = nil
+        case (.register, _), (.keepAlive, _): break
         }
     }
 
@@ -237,6 +264,8 @@ package struct TakeoverState: StateMachine {
         _ id: SegmentID, if condition: ControlRequest.Condition = .none, _ edit: (inout SegmentKey) -> Void
     ) {
         guard var key = registry.keys[id], !registry.isBusy(id) else { return }
+        // The rest is due again at the next tick, or after the next listing.
+        guard registry.changes.count < timing.requests else { return listWanted = true }
         edit(&key)
         guard registry.begin(key) else { return }
         control(.store(key, condition))

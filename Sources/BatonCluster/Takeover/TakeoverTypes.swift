@@ -108,6 +108,9 @@ package struct TakeoverTiming: Hashable, Sendable {
     package var takeovers = 4
     /// Copies under way at a time.
     package var copies = 1
+    /// Changes, reads and removals of keys under way at a time, each: all three together are below what one channel to the
+    /// control plane holds (1,024), so that listings and the lease always find a place.
+    package var requests = 256
 
     package init() {}
 }

@@ -1,0 +1,79 @@
+// What TakeoverState makes of a control plane, a disk or a member that fails or answers late.
+import BatonCore
+import BatonModel
+import BatonSpool
+import Testing
+
+@testable import BatonCluster
+
+private typealias Rig = TakeoverRig
+
+@Suite struct TakeoverFailureTests {
+    private let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
+    private let thirdRun = Drainer(node: NodeID(name: "n3"), incarnation: Incarnation(value: 33))
+
+    private var thirdNode: NodeRecord { NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3) }
+
+    // MARK: The control plane
+
+    /// An overloaded control plane refuses a change: nothing was learned about the key, and the drain goes on.
+    @Test func refusedChangeDropsTheDrain() {
+        for answer in [ControlAnswer.done, .refused(nil, condition: true)] {
+            var rig = Rig()
+            rig.list([], alive: [Rig.otherNode])
+            var key = Rig.key(Rig.own, drainer: Rig.me)
+            key.state = .sealed(at: 4096)
+            rig.give(.keyStored(key))
+            rig.pass(.milliseconds(600))
+            rig.pass(.milliseconds(1_200))
+            guard let stale = rig.stores.first else {
+                Issue.record("the silent member is not marked stale")
+                return
+            }
+            rig.give(.control(.store(stale, .none), answer))
+            #expect(rig.state.drains[Rig.own] != nil)
+            #expect(!rig.actions.contains(.stopWriting(Rig.own)))
+            rig.pass(.milliseconds(100))
+            #expect(rig.stores.first?.stale == [Rig.theirs], "the change is not tried again")
+        }
+    }
+
+    @Test func keyThatIsGoneKeepsItsDrain() {
+        var rig = Rig()
+        rig.list([], alive: [Rig.otherNode])
+        rig.give(.keyStored(Rig.key(Rig.own, drainer: Rig.me)))
+        rig.pass(.milliseconds(600))
+        rig.pass(.milliseconds(1_200))
+        guard let stale = rig.stores.first else { return }
+        rig.give(.control(.store(stale, .none), .refused(nil, condition: false)))
+        #expect(rig.state.drains[Rig.own] == nil)
+    }
+
+    @Test func slowControlPlaneIsAskedWithoutBound() {
+        var rig = Rig()
+        let keys = (0..<2_000).map { index in
+            Rig.key(SegmentID(writer: Rig.other.node, incarnation: Rig.other.incarnation, index: UInt64(index)))
+        }
+        rig.list(keys, alive: [])
+        #expect(rig.stores.count == rig.state.timing.requests)
+        // The answers make room, the next listing uses it.
+        for claim in rig.stores { rig.give(.control(.store(claim, .none), .done)) }
+        rig.list(keys, alive: [])
+        #expect(rig.stores.count == rig.state.timing.requests)
+    }
+
+    @Test func keyIsReadAgainBeforeTheAnswer() {
+        var rig = Rig()
+        rig.list([Rig.key()], alive: [Rig.otherNode])
+        func reads() -> Int {
+            rig.actions.count { if case .control(.read) = $0 { true } else { false } }
+        }
+        rig.give(.finishedAsked(Rig.id, from: Rig.other))
+        #expect(reads() == 1)
+        rig.pass(.milliseconds(100))
+        #expect(reads() == 0)
+        rig.give(.control(.read(Rig.id), .unknown))
+        rig.pass(.milliseconds(100))
+        #expect(reads() == 1)
+    }
+}

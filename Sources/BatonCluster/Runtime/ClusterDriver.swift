@@ -54,11 +54,11 @@ struct ClusterDriver: Sendable {
     let runtime: ClusterRuntime
     let parts: ClusterParts?
     var state: TakeoverState
-    private var fetches: [UInt64: FetchRun] = [:]
-    private var nextFetch: UInt64 = 1
-    private var copies: [SegmentID: CopyRun] = [:]
+    var fetches: [UInt64: FetchRun] = [:]
+    var nextFetch: UInt64 = 1
+    var copies: [SegmentID: CopyRun] = [:]
     /// Outcome entries of other members, for the takeover of the segment at that epoch.
-    private var gathered: [SegmentID: (epoch: UInt64, entries: [ByteBuffer])] = [:]
+    var gathered: [SegmentID: (epoch: UInt64, entries: [ByteBuffer])] = [:]
     private var permits: [SegmentID: Instant] = [:]
     private var marks: [SegmentID: Marks] = [:]
     private var logs: [SegmentID: (epoch: UInt64, file: OutcomeFile)] = [:]
@@ -343,142 +343,5 @@ struct ClusterDriver: Sendable {
             offset += Int64(octets.readableBytes)
             if octets.readableBytes == 0 { return }
         } while offset < upTo
-    }
-
-    // MARK: Fetching
-
-    private mutating func begin(_ run: FetchRun) {
-        if case .outcomes = run.purpose, gathered[run.segment]?.epoch != run.epoch {
-            gathered[run.segment] = (run.epoch, [])
-        }
-        ask(run)
-    }
-
-    private mutating func ask(_ run: FetchRun) {
-        var asked = run
-        asked.askedAt = runtime.time.now()
-        let request = nextFetch
-        nextFetch += 1
-        var most = DriverLimits.pieceOctets
-        if case .repair(let upTo) = run.purpose { most = Int(min(Int64(most), max(1, upTo - run.offset))) }
-        let question = Fetch(
-            request: request, segment: run.segment, epoch: run.epoch, from: run.offset, atMost: most,
-            part: { if case .outcomes = run.purpose { .outcomes } else { .segment } }())
-        fetches[request] = asked
-        if !runtime.transport.send([.fetch(question)], to: run.member.node) {
-            fetches[request] = nil
-            end(run, complete: false)
-        }
-    }
-
-    /// CHUNK: an answer to a FETCH, or a piece for a joining member.
-    mutating func received(_ piece: BatonPeer.CopyPart, from peer: Drainer) {
-        guard piece.request != 0 else { return restore(piece, from: peer) }
-        guard var run = fetches.removeValue(forKey: piece.request), run.member.node == peer.node,
-            piece.segment == run.segment, piece.offset == run.offset
-        else { return }
-        guard piece.status == .octets else { return end(run, complete: false) }
-        let count = piece.octets.readableBytes
-        run.offset += Int64(count)
-        switch run.purpose {
-        case .outcomes:
-            run.collected.writeImmutableBuffer(piece.octets)
-            guard run.collected.readableBytes <= DriverLimits.outcomeOctets else { return end(run, complete: false) }
-            if count < DriverLimits.pieceOctets { return end(run, complete: true) }
-            ask(run)
-        case .repair(let upTo):
-            guard count > 0 else { return end(run, complete: false) }
-            let (next, mailbox) = (run, runtime.mailbox)
-            parts?.copies.restore(run.segment, at: piece.offset, piece.octets) { done in
-                mailbox.deliver(
-                    CollectionOfOne(
-                        .run { driver in
-                            if !done {
-                                driver.end(next, complete: false)
-                            } else if next.offset >= upTo {
-                                driver.end(next, complete: true)
-                            } else {
-                                driver.ask(next)
-                            }
-                        }))
-            }
-        }
-    }
-
-    private mutating func end(_ run: FetchRun, complete: Bool) {
-        switch run.purpose {
-        case .outcomes:
-            if complete, gathered[run.segment]?.epoch == run.epoch {
-                gathered[run.segment]?.entries.append(run.collected)
-            }
-            receive(.outcomesFetched(run.segment, epoch: run.epoch, run.member, complete: complete))
-        case .repair: receive(.repaired(run.segment, epoch: run.epoch, complete: complete))
-        }
-    }
-
-    // MARK: Copies for joining members (C1)
-
-    private mutating func advanceCopy(_ id: SegmentID) {
-        guard let run = copies[id], let parts else { return }
-        guard let key = state.registry.keys[id], key.joining == run.joiner, key.drainEpoch == run.key.drainEpoch else {
-            copies[id] = nil
-            return receive(.copied(id, epoch: run.key.drainEpoch, run.joiner, complete: false))
-        }
-        sendPieces(id)
-        guard let run = copies[id], run.reading == 0, run.waiting.isEmpty else { return }
-        guard run.offset < run.length else {
-            copies[id] = nil
-            return receive(.copied(id, epoch: key.drainEpoch, run.joiner, complete: true))
-        }
-        let mailbox = runtime.mailbox
-        var offset = run.offset
-        for _ in 0..<DriverLimits.piecesPerTick where offset < run.length {
-            let (start, count) = (offset, Int(min(run.length - offset, Int64(DriverLimits.pieceOctets))))
-            offset += Int64(count)
-            copies[id]?.reading += 1
-            parts.copies.read(id, .chunks, from: start, atMost: count) { read in
-                mailbox.deliver(CollectionOfOne(.run { $0.readPiece(id, at: start, read) }))
-            }
-        }
-        copies[id]?.offset = offset
-    }
-
-    private mutating func readPiece(_ id: SegmentID, at offset: Int64, _ read: CopyRead) {
-        guard var run = copies[id] else { return }
-        run.reading -= 1
-        guard case .octets(let octets, _) = read, octets.readableBytes > 0 else {
-            copies[id] = nil
-            return receive(.copied(id, epoch: run.key.drainEpoch, run.joiner, complete: false))
-        }
-        run.waiting.append((offset, octets))
-        copies[id] = run
-        sendPieces(id)
-    }
-
-    private mutating func sendPieces(_ id: SegmentID) {
-        guard var run = copies[id] else { return }
-        while let piece = run.waiting.first {
-            let part = BatonPeer.CopyPart(
-                request: 0, segment: id, epoch: run.key.drainEpoch, offset: piece.offset, part: .segment,
-                status: .octets, isLast: piece.offset + Int64(piece.octets.readableBytes) >= run.length,
-                octets: piece.octets)
-            guard runtime.transport.send([.chunk(part)], to: run.joiner.node) else { break }
-            run.waiting.removeFirst()
-        }
-        copies[id] = run
-    }
-
-    /// Only who is named as joining takes a copy, from the drainer at the key's epoch.
-    private mutating func restore(_ piece: BatonPeer.CopyPart, from peer: Drainer) {
-        let id = piece.segment
-        guard piece.part == .segment, let key = state.registry.keys[id], key.drainer == peer,
-            key.drainEpoch == piece.epoch, key.joining == state.member || key.ensemble.contains(state.member),
-            key.state != .finished
-        else {
-            // Its key was changed a moment ago, perhaps: the drainer tries again.
-            return receive(.hint)
-        }
-        receive(.copyCreated(id))
-        parts?.copies.restore(id, at: piece.offset, piece.octets) { _ in }
     }
 }

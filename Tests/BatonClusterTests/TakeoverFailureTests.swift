@@ -76,4 +76,38 @@ private typealias Rig = TakeoverRig
         rig.pass(.milliseconds(100))
         #expect(reads() == 1)
     }
+
+    // MARK: Members
+
+    /// P2: it took over as the last copy and marked the lost one stale; its next run finds both stale.
+    @Test func lastCopyTakesOverOnlyOnce() {
+        var rig = Rig()
+        var key = Rig.key()
+        key.stale = [Rig.mine, Rig.theirs]
+        rig.list([key], alive: [])
+        #expect(rig.stores.isEmpty, "a stale member takes over although nobody was declared lost")
+        rig.list([key], alive: [], forgotten: [Rig.theirs])
+        #expect(rig.stores.first?.drainer == Rig.me)
+    }
+
+    @Test func drainerStaysStaleForEver() {
+        var rig = Rig()
+        var key = Rig.key()
+        key.stale = [Rig.mine]
+        key.state = .sealed(at: 4096)
+        rig.list([key], alive: [], forgotten: [Rig.theirs])
+        guard let claim = rig.stores.first else {
+            Issue.record("the last copy does not take over")
+            return
+        }
+        rig.commit(claim, revision: 6)
+        rig.give(.copySealed(Rig.id, epoch: 2, .sealed(.init(end: 4096, tailInvalid: false, outcomeOctets: 0))))
+        rig.give(.adopted(Rig.id, epoch: 2, success: true))
+        rig.give(.outcomesAdvanced(Rig.id, epoch: 2, end: 64, synced: 0))
+        rig.pass(.milliseconds(100))
+        #expect(rig.stores.isEmpty, "it comes back before its outcomes are on the disk")
+        rig.give(.outcomesAdvanced(Rig.id, epoch: 2, end: 64, synced: 64))
+        rig.pass(.milliseconds(100))
+        #expect(rig.stores.first?.stale == [])
+    }
 }

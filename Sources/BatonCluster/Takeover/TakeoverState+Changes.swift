@@ -51,6 +51,8 @@ extension TakeoverState {
     /// P2: back out of `stale` once its outcome log has caught up and is synced.
     private func dueReturn(_ drain: DrainedSegment, _ key: SegmentKey) -> EnsembleMember? {
         key.stale.first { other in
+            // A stale one that took over as the last copy: what it has is now all there is.
+            if other == member { return key.sealedAt != nil && drain.logSynced >= drain.logEnd }
             guard key.ensemble.contains(other), registry.isAlive(other), let peer = drain.peers[other],
                 peer.promiseUntil > now, peer.synced >= drain.logEnd
             else { return false }

@@ -34,10 +34,11 @@ extension TakeoverState {
         }
     }
 
-    /// Every member that is not stale was declared lost: only so does a stale one take over (P2).
+    /// Every other member is stale or was declared lost, one at least lost: only so does a stale one take over (P2). Whoever took
+    /// over so may have put the lost one into `stale` since.
     private func isLastCopy(_ key: SegmentKey) -> Bool {
         key.ensemble.allSatisfy { $0 == member || key.stale.contains($0) || registry.forgotten.contains($0) }
-            && key.ensemble.contains { registry.forgotten.contains($0) && !key.stale.contains($0) }
+            && key.ensemble.contains { $0 != member && registry.forgotten.contains($0) }
     }
 
     private func ownerIsBack(_ key: SegmentKey) -> Bool {

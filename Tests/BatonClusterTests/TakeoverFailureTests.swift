@@ -110,4 +110,21 @@ private typealias Rig = TakeoverRig
         rig.pass(.milliseconds(100))
         #expect(rig.stores.first?.stale == [])
     }
+
+    // MARK: Outcomes
+
+    /// The member has everything in memory and says nothing of its sync: it is asked with octets, since an empty OUTCOME is no frame.
+    @Test func emptyOutcomeIsSent() {
+        var rig = Rig()
+        rig.list([], alive: [Rig.otherNode])
+        rig.give(.keyStored(Rig.key(Rig.own, drainer: Rig.me)))
+        rig.give(.outcomesAdvanced(Rig.own, epoch: 1, end: 100, synced: 100))
+        rig.give(.recorded(Rig.own, epoch: 1, memory: 100, synced: 0, from: Rig.other))
+        rig.pass(.milliseconds(400))
+        #expect(rig.actions.contains(.sendOutcomes(Rig.own, epoch: 1, to: Rig.theirs, from: 99, upTo: 100)))
+        rig.give(.recorded(Rig.own, epoch: 1, memory: 100, synced: 100, from: Rig.other))
+        rig.pass(.milliseconds(400))
+        let again = rig.actions.contains { if case .sendOutcomes = $0 { true } else { false } }
+        #expect(!again)
+    }
 }

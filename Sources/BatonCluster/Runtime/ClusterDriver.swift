@@ -335,13 +335,11 @@ struct ClusterDriver: Sendable {
         var offset = from
         repeat {
             let count = Int(min(upTo - offset, Int64(PeerLimits.outcomeOctets)))
-            guard let octets = file.read(from: offset, count: count) else { return }
-            // With nothing to send it asks how far the member is.
+            guard let octets = file.read(from: offset, count: count), octets.readableBytes > 0 else { return }
             let records = OutcomeRecords(
                 segment: id, epoch: epoch, from: offset, count: max(1, octets.readableBytes / 16), records: octets)
             guard runtime.transport.send([.outcome(records)], to: member.node) else { return }
             offset += Int64(octets.readableBytes)
-            if octets.readableBytes == 0 { return }
         } while offset < upTo
     }
 }

@@ -123,7 +123,8 @@ extension TakeoverState {
                 continue
             }
             guard fresh || late else { continue }
-            let from = min(peer.sent, drain.logEnd)
+            // With nothing new to send, the last octet again asks how much of it the member has synced.
+            let from = max(0, min(peer.sent, drain.logEnd - 1))
             peer.sent = drain.logEnd
             peer.sentAt = now
             drains[id]?.peers[other] = peer

@@ -111,6 +111,29 @@ private typealias Rig = TakeoverRig
         #expect(rig.stores.first?.stale == [])
     }
 
+    /// The node whose disk was lost is back with an empty one, and gets the new copy: what it says concerns that one.
+    @Test func newDiskSpeaksForTheLostOne() {
+        var rig = Rig()
+        let anew = Drainer(node: Rig.other.node, incarnation: Incarnation(value: 23))
+        let joiner = EnsembleMember(node: anew.node, diskID: 20)
+        var key = Rig.key(Rig.own, drainer: Rig.me)
+        key.state = .sealed(at: 4096)
+        key.stale = [Rig.theirs]
+        rig.list([], alive: [NodeRecord(node: anew.node, incarnation: anew.incarnation, disk: 20)])
+        rig.give(.keyStored(key))
+        rig.pass(.milliseconds(100))
+        rig.pass(.seconds(6))
+        guard let named = rig.stores.first else {
+            Issue.record("no new copy is begun")
+            return
+        }
+        #expect(named.joining == joiner)
+        rig.commit(named, revision: 6)
+        rig.pass(.milliseconds(100))
+        rig.give(.reported(Rig.own, epoch: 1, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 0), from: anew))
+        #expect(rig.stores.first?.ensemble == [Rig.mine, joiner])
+    }
+
     // MARK: Outcomes
 
     /// The member has everything in memory and says nothing of its sync: it is asked with octets, since an empty OUTCOME is no frame.

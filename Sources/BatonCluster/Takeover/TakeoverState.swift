@@ -130,10 +130,12 @@ package struct TakeoverState: StateMachine {
         actions.append(.restart(reason))
     }
 
-    /// The member of the segment on this node's disk that the peer is, by the key as known.
+    /// The member of the segment that the peer is, by the key as known. A node that came back with a new disk may stand there twice,
+    /// with the lost disk and as the one that joins: it is the one that it is registered with.
     func member(of node: NodeID, in id: SegmentID) -> EnsembleMember? {
         guard let key = registry.keys[id] else { return nil }
-        return (key.ensemble + [key.joining].compactMap { $0 }).first { $0.node == node }
+        let named = (key.ensemble + [key.joining].compactMap { $0 }).filter { $0.node == node }
+        return named.count > 1 ? named.first { registry.isAlive($0) } ?? named.first : named.first
     }
 
     func isMember(of key: SegmentKey) -> Bool { key.ensemble.contains(member) || key.joining == member }

@@ -134,6 +134,27 @@ private typealias Rig = TakeoverRig
         #expect(rig.stores.first?.ensemble == [Rig.mine, joiner])
     }
 
+    /// C3: a drainer that was overtaken still has the file, and says that it is gone only when it is.
+    @Test func overtakenDrainerConfirmsAFileThatLiesThere() {
+        var rig = Rig()
+        rig.take()
+        let later = Drainer(node: Rig.other.node, incarnation: Incarnation(value: 24))
+        var key = Rig.key(drainer: later, revision: 20)
+        key.drainEpoch = 3
+        key.state = .sealed(at: 8192)
+        rig.list([key], alive: [NodeRecord(node: later.node, incarnation: later.incarnation, disk: 2)])
+        #expect(rig.state.drains[Rig.id] == nil)
+        key.state = .finished
+        key.revision = 21
+        rig.give(.finishedAsked(Rig.id, from: later))
+        rig.give(.control(.read(Rig.id), .key(key)))
+        let said = rig.actions.contains { if case .answerUnlinked = $0 { true } else { false } }
+        #expect(!said)
+        #expect(rig.actions.contains(.unlink(Rig.id)))
+        rig.give(.unlinked(Rig.id, gone: true))
+        #expect(rig.actions.contains(.answerUnlinked(Rig.id, epoch: 3, to: later.node)))
+    }
+
     // MARK: Outcomes
 
     /// The member has everything in memory and says nothing of its sync: it is asked with octets, since an empty OUTCOME is no frame.

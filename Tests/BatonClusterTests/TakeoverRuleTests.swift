@@ -205,7 +205,7 @@ private typealias Rig = TakeoverRig
         }
         #expect(finished.state == .finished)
         rig.commit(finished, revision: 9)
-        #expect(rig.actions.contains(.release(Rig.own)))
+        #expect(rig.actions.contains(.unlink(Rig.own)))
         rig.give(.unlinked(Rig.own, gone: true))
         #expect(rig.actions.contains(.askFinished(Rig.own, epoch: 1, of: Rig.other.node)))
         let early = rig.actions.contains { if case .control(.remove) = $0 { true } else { false } }

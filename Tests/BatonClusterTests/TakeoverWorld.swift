@@ -167,7 +167,7 @@ struct TakeoverWorld {
         case .askFinished(let id, _, let other): send(.finishedAsked(id, from: run), from: node, to: other)
         case .answerUnlinked(let id, _, let other):
             send(.unlinkedElsewhere(id, disk: machine.disk, from: run), from: node, to: other)
-        case .unlink(let id), .release(let id):
+        case .unlink(let id):
             machines[node]?.copies[id] = nil
             machines[node]?.adopted[id] = nil
             answer(.unlinked(id, gone: true), to: node)

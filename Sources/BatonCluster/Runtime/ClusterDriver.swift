@@ -199,11 +199,7 @@ struct ClusterDriver: Sendable {
             let answer = Unlinked(segment: id, epoch: epoch, disk: runtime.settings.disk)
             if node == runtime.settings.me.node { return }
             _ = transport.send([.unlinked(answer)], to: node)
-        case .unlink(let id):
-            parts?.copies.unlink(id) { gone in
-                mailbox.deliver(CollectionOfOne(.event(.unlinked(id, gone: gone))))
-            }
-        case .release(let id): release(id)
+        case .unlink(let id): release(id)
         case .stopWriting(let id):
             runtime.replicator.ended(id)
             parts?.spool.stopWriting(id)

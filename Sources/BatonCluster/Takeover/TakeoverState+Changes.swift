@@ -72,7 +72,7 @@ extension TakeoverState {
         guard finishing[key.id] == nil else { return }
         finishing[key.id] = Finished()
         unlinking[key.id] = true
-        actions.append(.release(key.id))
+        actions.append(.unlink(key.id))
     }
 
     /// C3: the key goes last, when all have confirmed or are forgotten.
@@ -97,7 +97,7 @@ extension TakeoverState {
         if !state.selfGone {
             if unlinking[id] == nil {
                 unlinking[id] = true
-                actions.append(.release(id))
+                actions.append(.unlink(id))
             }
         } else if missing.isEmpty {
             if !registry.isBusy(id) { remove(key) }
@@ -148,7 +148,8 @@ extension TakeoverState {
             // Not finished: whoever asked was wrong, or the answer is old.
             return
         }
-        guard unlinking[id] == nil else { return }
+        // Not while a file is on its way out, the own drainer's included.
+        guard unlinking[id] == nil, drains[id] == nil, finishing[id] == nil else { return }
         if copies[id] == nil {
             confirming[id] = nil
             actions.append(.answerUnlinked(id, epoch: registry.keys[id]?.drainEpoch ?? 0, to: asker))

@@ -272,6 +272,8 @@ extension TakeoverState {
     mutating func dropDrain(_ id: SegmentID) {
         guard let drain = drains[id] else { return }
         drains[id] = nil
+        // Its file lies here, whether the spool holds it or not: it is unlinked, and said to be gone, as any copy.
+        copies[id] = true
         actions.append(.permit(id, until: nil))
         if drain.isWritten { actions.append(.stopWriting(id)) }
     }

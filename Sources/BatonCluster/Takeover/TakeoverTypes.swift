@@ -73,10 +73,8 @@ package enum TakeoverAction: Hashable, Sendable {
     case copy(SegmentKey, to: EnsembleMember)
     case askFinished(SegmentID, epoch: UInt64, of: NodeID)
     case answerUnlinked(SegmentID, epoch: UInt64, to: NodeID)
-    /// A copy that the spool does not hold.
+    /// The file and its logs go, the spool's hold on it too where it has one; answered by `unlinked`.
     case unlink(SegmentID)
-    /// A segment that the spool holds.
-    case release(SegmentID)
     case stopWriting(SegmentID)
     /// A copy without a key whose writer is gone: it may go if there is nothing in it (A4).
     case dropIfEmpty(SegmentID)

@@ -246,3 +246,36 @@ private final class FakePeers: PeerSending {
         #expect(ClusterCodec.segment(foreign, in: paths) == nil)
     }
 }
+
+@Suite struct GatheredOutcomesTests {
+    private let id = SegmentID(writer: NodeID(name: "n1"), incarnation: Incarnation(value: 1), index: 0)
+    private let member = EnsembleMember(node: NodeID(name: "n2"), diskID: 2)
+
+    @Test func secondTryOfAnAdoptionHasNoOutcomesOfOthers() {
+        var gathered = GatheredOutcomes()
+        gathered.begin(id, epoch: 2)
+        gathered.add(ByteBuffer(string: "a"), of: member, id, epoch: 2)
+        #expect(gathered.entries(id, epoch: 2).count == 1)
+        gathered.begin(id, epoch: 2)
+        gathered.keep { _, epoch in epoch == 2 }
+        #expect(gathered.entries(id, epoch: 2).count == 1)
+        // Fetched again, it takes the place of what was there.
+        gathered.add(ByteBuffer(string: "ab"), of: member, id, epoch: 2)
+        #expect(gathered.entries(id, epoch: 2) == [ByteBuffer(string: "ab")])
+    }
+
+    @Test func outcomesOfAnotherEpochAreTaken() {
+        var gathered = GatheredOutcomes()
+        gathered.begin(id, epoch: 2)
+        gathered.add(ByteBuffer(string: "a"), of: member, id, epoch: 1)
+        #expect(gathered.entries(id, epoch: 2).isEmpty)
+        gathered.add(ByteBuffer(string: "a"), of: member, id, epoch: 2)
+        gathered.begin(id, epoch: 3)
+        #expect(gathered.entries(id, epoch: 3).isEmpty)
+        #expect(gathered.entries(id, epoch: 2).isEmpty)
+        gathered.begin(id, epoch: 3)
+        gathered.keep { _, _ in false }
+        gathered.add(ByteBuffer(string: "a"), of: member, id, epoch: 3)
+        #expect(gathered.entries(id, epoch: 3).isEmpty)
+    }
+}

@@ -10,9 +10,7 @@ extension ClusterDriver {
     // MARK: Fetching
 
     mutating func begin(_ run: FetchRun) {
-        if case .outcomes = run.purpose, gathered[run.segment]?.epoch != run.epoch {
-            gathered[run.segment] = (run.epoch, [])
-        }
+        if case .outcomes = run.purpose { gathered.begin(run.segment, epoch: run.epoch) }
         ask(run)
     }
 
@@ -70,9 +68,7 @@ extension ClusterDriver {
     mutating func end(_ run: FetchRun, complete: Bool) {
         switch run.purpose {
         case .outcomes:
-            if complete, gathered[run.segment]?.epoch == run.epoch {
-                gathered[run.segment]?.entries.append(run.collected)
-            }
+            if complete { gathered.add(run.collected, of: run.member, run.segment, epoch: run.epoch) }
             receive(.outcomesFetched(run.segment, epoch: run.epoch, run.member, complete: complete))
         case .repair: receive(.repaired(run.segment, epoch: run.epoch, complete: complete))
         }

@@ -57,8 +57,7 @@ struct ClusterDriver: Sendable {
     var fetches: [UInt64: FetchRun] = [:]
     var nextFetch: UInt64 = 1
     var copies: [SegmentID: CopyRun] = [:]
-    /// Outcome entries of other members, for the takeover of the segment at that epoch.
-    var gathered: [SegmentID: (epoch: UInt64, entries: [ByteBuffer])] = [:]
+    var gathered = GatheredOutcomes()
     private var permits: [SegmentID: Instant] = [:]
     private var marks: [SegmentID: Marks] = [:]
     private var logs: [SegmentID: (epoch: UInt64, file: OutcomeFile)] = [:]
@@ -100,6 +99,8 @@ struct ClusterDriver: Sendable {
             end(run, complete: false)
         }
         for id in copies.keys { advanceCopy(id) }
+        let drains = state.drains
+        gathered.keep { id, epoch in drains[id]?.epoch == epoch && drains[id]?.phase != .ready }
         tellScanned()
         runtime.handlers.tick()
     }
@@ -246,8 +247,7 @@ struct ClusterDriver: Sendable {
     }
 
     private mutating func adopt(_ key: SegmentKey) {
-        let others = gathered[key.id].flatMap { $0.epoch == key.drainEpoch ? $0.entries : nil } ?? []
-        gathered[key.id] = nil
+        let others = gathered.entries(key.id, epoch: key.drainEpoch)
         // Only a drainer that is this very node has its event log here.
         let mayBeLost = key.id.writer != runtime.settings.me.node
         runtime.takeovers.deliver(
@@ -265,7 +265,6 @@ struct ClusterDriver: Sendable {
         logs[id] = nil
         permits[id] = nil
         marks[id] = nil
-        gathered[id] = nil
         guard let parts else { return }
         if let handle = parts.handle(id) {
             runtime.permission.forget(handle)

@@ -171,4 +171,108 @@ private typealias Rig = TakeoverRig
         let again = rig.actions.contains { if case .sendOutcomes = $0 { true } else { false } }
         #expect(!again)
     }
+
+    // MARK: Disks
+
+    /// A partner that promises, and whose disk takes no outcomes: nothing would be settled, and the window would stay full.
+    @Test func backupThatStoresNothingHoldsTheWindow() {
+        var rig = Rig()
+        rig.list([], alive: [Rig.otherNode])
+        rig.give(.keyStored(Rig.key(Rig.own, drainer: Rig.me)))
+        rig.give(.outcomesAdvanced(Rig.own, epoch: 1, end: 100, synced: 100))
+        for round in 0..<30 {
+            rig.give(.promised([PromiseItem(segment: Rig.own, epoch: 1)], sentAt: rig.now, from: Rig.other))
+            rig.give(.reported(Rig.own, epoch: 1, .failed, from: Rig.other))
+            rig.pass(.milliseconds(100))
+            guard let stale = rig.stores.first else { continue }
+            #expect(round >= 18, "after \(round) tenths of a second")
+            #expect(stale.stale == [Rig.theirs])
+            rig.commit(stale, revision: 6)
+            #expect(rig.actions.contains(.settled(Rig.own, epoch: 1, upTo: 100)))
+            return
+        }
+        Issue.record("never marked stale")
+    }
+
+    @Test func backupThatIsOnlyALittleBehindIsMarkedStale() {
+        var rig = Rig()
+        rig.list([], alive: [Rig.otherNode])
+        rig.give(.keyStored(Rig.key(Rig.own, drainer: Rig.me)))
+        for round in 1...60 {
+            rig.give(.outcomesAdvanced(Rig.own, epoch: 1, end: Int64(round) * 100, synced: 0))
+            rig.pass(.milliseconds(100))
+            rig.give(.promised([PromiseItem(segment: Rig.own, epoch: 1)], sentAt: rig.now, from: Rig.other))
+            rig.give(
+                .recorded(Rig.own, epoch: 1, memory: Int64(round) * 100 - 50, synced: 0, from: Rig.other))
+            #expect(rig.stores.isEmpty)
+        }
+    }
+
+    @Test func failedCopyIsNeverReplaced() {
+        for report in [MemberReport.failed, .missing] {
+            var rig = Rig()
+            rig.list([], alive: [Rig.otherNode, thirdNode])
+            var key = Rig.key(Rig.own, drainer: Rig.me)
+            key.state = .sealed(at: 4096)
+            key.stale = [Rig.theirs]
+            rig.give(.keyStored(key))
+            var joining: EnsembleMember?
+            for _ in 0..<150 where joining == nil {
+                rig.pass(.milliseconds(100))
+                joining = rig.stores.first?.joining
+                rig.give(.reported(Rig.own, epoch: 1, report, from: Rig.other))
+                joining = joining ?? rig.stores.first?.joining
+            }
+            #expect(joining == third, "\(report)")
+        }
+    }
+
+    /// T1: as for a member that is down; nothing is cut, and what is valid here is drained.
+    @Test func takeoverWaitsForAFailedCopyForEver() {
+        var rig = Rig()
+        var key = Rig.key()
+        key.ensemble.append(third)
+        rig.list([key], alive: [thirdNode])
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        rig.give(.copySealed(Rig.id, epoch: 2, .sealed(.init(end: 4096, tailInvalid: true, outcomeOctets: 0))))
+        var adopted = false
+        for _ in 0..<80 where !adopted {
+            rig.pass(.milliseconds(100))
+            rig.give(.reported(Rig.id, epoch: 2, .failed, from: thirdRun))
+            adopted = rig.actions.contains { if case .adopt(let key) = $0 { key.state == .open } else { false } }
+            if adopted { #expect(rig.now >= Instant(secondsSinceEpoch: 1_005) + rig.state.timing.recopyAfter) }
+        }
+        #expect(adopted)
+    }
+
+    @Test func takerWithAFailedDiskKeepsTheSegment() {
+        func heir(_ report: MemberReport?) -> SegmentKey? {
+            var rig = Rig()
+            var key = Rig.key()
+            key.ensemble.append(third)
+            rig.list([key], alive: [thirdNode])
+            if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+            if let report { rig.give(.reported(Rig.id, epoch: 2, report, from: thirdRun)) }
+            rig.give(.copySealed(Rig.id, epoch: 2, .failed))
+            for _ in 0..<100 {
+                rig.pass(.milliseconds(100))
+                let handed = rig.stores.first
+                if rig.actions.contains(.seal(Rig.id, epoch: 2)) {
+                    rig.give(.copySealed(Rig.id, epoch: 2, .failed))
+                }
+                if let handed {
+                    rig.commit(handed, revision: 7)
+                    #expect(rig.state.drains[Rig.id] == nil)
+                    return handed
+                }
+            }
+            return nil
+        }
+        let handed = heir(.sealed(end: 4096, tailInvalid: false, outcomeOctets: 0))
+        #expect(handed?.drainer == thirdRun)
+        #expect(handed?.drainEpoch == 3)
+        #expect(handed?.stale == [Rig.mine], "it might take it over again")
+        #expect(heir(.missing) == nil, "nobody else has it")
+        #expect(heir(nil) == nil)
+    }
 }

@@ -35,7 +35,7 @@ import Testing
     private func fault(_ world: inout TakeoverWorld) {
         let node = world.pick(world.names)
         let other = world.pick(world.names.filter { $0 != node })
-        switch world.random.next() % 8 {
+        switch world.random.next() % 9 {
         case 0:
             world.faults.append("kill")
             world.kill(node)
@@ -59,6 +59,16 @@ import Testing
         case 6:
             world.faults.append("control plane down")
             world.planeDownUntil = world.now + .seconds(Int64(world.random.next() % 6) + 1)
+        case 7:
+            // A copy of another's segment fails where the other one is good.
+            let failing = world.keys.values.filter { key in
+                key.ensemble.contains { $0.node == node } && key.id.writer != node && key.state != .finished
+                    && key.ensemble.allSatisfy { world.machines[$0.node]?.copies[key.id]?.hasFailed == false }
+            }.sorted { $0.id < $1.id }
+            guard !failing.isEmpty else { return }
+            world.faults.append("copy fails")
+            let chosen = world.pick(failing).id
+            world.machines[node]?.copies[chosen]?.hasFailed = true
         default:
             world.faults.append("heal")
             world.cut = []
@@ -79,7 +89,7 @@ import Testing
             takeovers += world.takeovers
             dots += world.dots
             #expect(world.violations.isEmpty, "seed \(seed): \(world.faults) \(world.violations.prefix(3))")
-            let left = world.keys.values.filter { $0.id.index < 1 << 40 }
+            let left = world.keys.values.filter { $0.id.index < 1 << 40 && !world.waitsForAnOperator($0) }
             #expect(
                 left.isEmpty,
                 "seed \(seed): \(world.faults) \(left.count) segments never finish, first \(String(describing: left.first))"

@@ -9,6 +9,8 @@ import BatonSpool
 struct TakeoverWorld {
     struct Copy {
         var end: Int64 = 0
+        /// Its disk takes and gives nothing any more.
+        var hasFailed = false
         var sealEpoch: UInt64 = 0
         /// By epoch: in memory, on disk.
         var logs: [UInt64: (memory: Int64, synced: Int64)] = [:]
@@ -134,7 +136,7 @@ struct TakeoverWorld {
                 report = .superseded(epoch: higher)
                 said = higher
             case .missing: report = .missing
-            case .failed: return
+            case .failed: report = .failed
             }
             send(.reported(id, epoch: said, report, from: run), from: node, to: other)
         case .fetchOutcomes(let id, let epoch, let member, _):
@@ -184,6 +186,7 @@ struct TakeoverWorld {
         guard let copy = machines[node]?.copies[id] else {
             return answer(.copySealed(id, epoch: epoch, .missing), to: node)
         }
+        guard !copy.hasFailed else { return answer(.copySealed(id, epoch: epoch, .failed), to: node) }
         guard copy.sealEpoch <= epoch else {
             return answer(.copySealed(id, epoch: epoch, .superseded(epoch: copy.sealEpoch)), to: node)
         }
@@ -201,6 +204,9 @@ struct TakeoverWorld {
                 send(.superseded(id, epoch: higher), from: other, to: node)
             }
             return
+        }
+        if copy.hasFailed {
+            return send(.reported(id, epoch: epoch, .failed, from: machine.run), from: other, to: node)
         }
         var log = copy.logs[epoch] ?? (0, 0)
         if from <= log.memory { log.memory = max(log.memory, upTo) }
@@ -363,6 +369,12 @@ struct TakeoverWorld {
     }
 
     // MARK: The checker
+
+    /// P2: the drainer's copy failed, and every other is stale: only `forget` unlocks it.
+    func waitsForAnOperator(_ key: SegmentKey) -> Bool {
+        guard let copy = machines[key.drainer.node]?.copies[key.id] else { return false }
+        return copy.hasFailed && key.ensemble.allSatisfy { $0.node == key.drainer.node || key.stale.contains($0) }
+    }
 
     /// Invariant 3: permission in two epochs of a segment at the same instant, a paused machine's included.
     private mutating func check() {

@@ -127,16 +127,10 @@ extension ClusterRuntime: PeerTransportDelegate {
         case .durable(let upTo): _ = transport.send([durable(upTo, .durable)], to: node)
         case .noRoom(let upTo): _ = transport.send([durable(upTo, .noRoom)], to: node)
         case .failed(let upTo): _ = transport.send([durable(upTo, .failed)], to: node)
-        case .sealed(let epoch): _ = transport.send([.sealed(superseded(id, epoch))], to: node)
+        case .sealed(let epoch): _ = transport.send([.sealed(without(.higherEpoch, id, epoch))], to: node)
         // Nothing is said: the writer replaces a backup that does not answer.
         case .ignored: break
         }
-    }
-
-    private func superseded(_ id: SegmentID, _ epoch: UInt64) -> Sealed {
-        Sealed(
-            segment: id, epoch: epoch, length: nil, logLength: nil, incarnation: settings.me.incarnation,
-            status: .higherEpoch, hasInvalidTail: false)
     }
 
     private func record(_ records: OutcomeRecords, from peer: Drainer, _ parts: ClusterParts) {
@@ -155,17 +149,18 @@ extension ClusterRuntime: PeerTransportDelegate {
                                 segment: id, epoch: records.epoch, memory: memory, synced: synced,
                                 incarnation: settings.me.incarnation))
                     ], to: peer.node)
-            case .sealed(let epoch): _ = transport.send([.sealed(superseded(id, epoch))], to: peer.node)
-            case .missing: _ = transport.send([.sealed(missing(id, records.epoch))], to: peer.node)
-            case .failed: break
+            case .sealed(let epoch): _ = transport.send([.sealed(without(.higherEpoch, id, epoch))], to: peer.node)
+            case .missing: _ = transport.send([.sealed(without(.missing, id, records.epoch))], to: peer.node)
+            case .failed: _ = transport.send([.sealed(without(.failed, id, records.epoch))], to: peer.node)
             }
         }
     }
 
-    func missing(_ id: SegmentID, _ epoch: UInt64) -> Sealed {
+    /// What a member says that has no copy to speak of.
+    private func without(_ status: Sealed.Status, _ id: SegmentID, _ epoch: UInt64) -> Sealed {
         Sealed(
             segment: id, epoch: epoch, length: nil, logLength: nil, incarnation: settings.me.incarnation,
-            status: .missing, hasInvalidTail: false)
+            status: status, hasInvalidTail: false)
     }
 
     private func fetch(_ question: Fetch, from peer: Drainer, _ parts: ClusterParts) {
@@ -195,8 +190,7 @@ extension ClusterRuntime: PeerTransportDelegate {
             replicator.ended(answer.segment)
             return tell(.superseded(answer.segment, epoch: answer.epoch))
         case .missing: report = .missing
-        // Asked again.
-        case .failed: return
+        case .failed: report = .failed
         }
         tell(.reported(answer.segment, epoch: answer.epoch, report, from: peer))
     }

@@ -16,16 +16,32 @@ struct MemberProgress: Hashable, Sendable {
     var promiseUntil = Instant.epoch
     /// Since when there has been no promise although one was asked for.
     var silentSince: Instant?
+    /// Since when it has not taken an outcome that it lacks.
+    var behindSince: Instant?
+    /// The first and the last time that it said "failed", without anything else between.
+    var failing: Failing?
     var report: MemberReport?
     var reportAskedAt: Instant?
     var outcomesFetched = false
+
+    struct Failing: Hashable, Sendable {
+        let first: Instant
+        var last: Instant
+
+        init(_ former: Failing?, at now: Instant) {
+            first = former?.first ?? now
+            last = now
+        }
+
+        func lasts(_ span: TimeSpan) -> Bool { last - first >= span }
+    }
 
     /// The length of its valid prefix, once it has said so.
     var end: Int64? {
         switch report {
         case .sealed(let end, _, _): end
         case .missing: 0
-        case .superseded, nil: nil
+        case .superseded, .failed, nil: nil
         }
     }
 }
@@ -62,6 +78,8 @@ struct DrainedSegment: Hashable, Sendable {
     var permitted: Instant?
     var settledSaid: Int64 = 0
     var lostSince: Instant?
+    /// The own copy cannot be sealed.
+    var failing: MemberProgress.Failing?
     var copyUnderWay: EnsembleMember?
     var copiedAt: Instant?
     var retryAt = Instant.epoch

@@ -38,12 +38,13 @@ extension TakeoverState {
         return longest == own.end ? longest : nil
     }
 
-    /// P1: a silent partner is put into `stale` before the next dot.
+    /// P1: a silent partner is put into `stale` before the next dot; so is one that promises and takes no outcomes, since nothing
+    /// would ever be settled (P3).
     private func dueStale(_ drain: DrainedSegment, _ key: SegmentKey) -> EnsembleMember? {
         key.partners(of: member).first { other in
-            guard let peer = drain.peers[other], peer.promiseUntil <= now, let since = peer.silentSince else {
-                return false
-            }
+            guard let peer = drain.peers[other] else { return false }
+            if let since = peer.behindSince, now - since >= timing.behind { return true }
+            guard peer.promiseUntil <= now, let since = peer.silentSince else { return false }
             return now - since >= timing.silence
         }
     }
@@ -54,7 +55,7 @@ extension TakeoverState {
             // A stale one that took over as the last copy: what it has is now all there is.
             if other == member { return key.sealedAt != nil && drain.logSynced >= drain.logEnd }
             guard key.ensemble.contains(other), registry.isAlive(other), let peer = drain.peers[other],
-                peer.promiseUntil > now, peer.synced >= drain.logEnd
+                peer.promiseUntil > now, peer.synced >= drain.logEnd, peer.failing == nil, peer.report != .missing
             else { return false }
             if drain.isWritten { return true }
             return (peer.end ?? -1) >= (key.sealedAt ?? .max)
@@ -165,7 +166,7 @@ extension TakeoverState {
     private mutating func tickJoining(
         _ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey, _ length: Int64
     ) {
-        let lost = key.ensemble.first { $0 != member && !registry.isAlive($0) }
+        let lost = key.ensemble.first { $0 != member && isLost($0, drain) }
         guard let lost else {
             drains[id]?.lostSince = nil
             if key.joining != nil { change(id, Self.dropJoining) }
@@ -201,6 +202,13 @@ extension TakeoverState {
         drains[id]?.copyUnderWay = joiner
         drains[id]?.copiedAt = now
         actions.append(.copy(key, to: joiner))
+    }
+
+    /// Its node is gone, or lives without a copy that is of use.
+    private func isLost(_ other: EnsembleMember, _ drain: DrainedSegment) -> Bool {
+        guard registry.isAlive(other) else { return true }
+        guard let peer = drain.peers[other] else { return false }
+        return peer.report == .missing || peer.failing?.lasts(timing.recopyAfter) == true
     }
 
     private static func dropJoining(_ key: inout SegmentKey) {

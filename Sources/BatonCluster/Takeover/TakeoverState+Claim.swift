@@ -79,6 +79,7 @@ extension TakeoverState {
         case .failed:
             drains[id]?.phase = .sealing
             drains[id]?.retryAt = now + timing.recopyRetry
+            drains[id]?.failing = .init(drain.failing, at: now)
             return
         case .superseded(let higher): return overtaken(id, by: higher)
         }
@@ -129,10 +130,17 @@ extension TakeoverState {
         if case .superseded(let higher) = report { return overtaken(id, by: higher) }
         guard drains[id]?.epoch == epoch, let other = member(of: peer.node, in: id) else { return }
         var progress = drains[id]?.peers[other] ?? MemberProgress()
-        progress.report = report
-        if case .missing = report {
+        switch report {
+        case .sealed, .superseded:
+            progress.report = report
+            progress.failing = nil
+        case .missing:
+            progress.report = report
+            progress.failing = nil
             // Even what it had synced is gone with its file.
             (progress.memory, progress.synced, progress.sent) = (0, 0, 0)
+        // What it said before still holds; it is asked again.
+        case .failed: progress.failing = .init(progress.failing, at: now)
         }
         drains[id]?.peers[other] = progress
         if case .sealed(_, _, let octets) = report, drains[id]?.phase == .asking, !progress.outcomesFetched {
@@ -175,6 +183,7 @@ extension TakeoverState {
         case .sealing:
             guard drain.retryAt > .epoch, now >= drain.retryAt else { return }
             drains[id]?.retryAt = .epoch
+            if drain.failing?.lasts(timing.recopyAfter) == true { handOver(id, drain, key) }
             actions.append(.seal(id, epoch: drain.epoch))
         case .repairing, .adopting, .ready: break
         case .asking:
@@ -185,7 +194,23 @@ extension TakeoverState {
         }
     }
 
-    /// A member whose lease lives is waited for, and its outcomes too.
+    /// The own copy fails, and a member has a good one: that one drains it, and this one is stale. No dot was sent in this epoch, so
+    /// that whoever the key names next begins as any taker does (T4). It learns of it by its next listing.
+    private mutating func handOver(_ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey) {
+        let heir = key.partners(of: member).first { other in
+            guard case .sealed = drain.peers[other]?.report else { return false }
+            return drain.peers[other]?.failing == nil && registry.isAlive(other)
+        }
+        guard let heir, let node = registry.nodes.first(where: { $0.member == heir }) else { return }
+        let failed = member
+        change(id) { key in
+            key.drainer = Drainer(node: node.node, incarnation: node.incarnation)
+            key.drainEpoch &+= 1
+            if !key.stale.contains(failed) { key.stale.append(failed) }
+        }
+    }
+
+    /// A member whose lease lives is waited for, and its outcomes too. One whose copy fails for long is as one that is down (T1).
     private func waits(for drain: DrainedSegment, _ key: SegmentKey) -> Bool {
         key.ensemble.contains { other in
             guard other != member, !registry.forgotten.contains(other) else { return false }
@@ -193,7 +218,8 @@ extension TakeoverState {
             switch progress.report {
             case .sealed: return !progress.outcomesFetched && registry.isAlive(other)
             case .missing: return false
-            case .superseded, nil: return registry.isAlive(other)
+            case .superseded, .failed, nil:
+                return registry.isAlive(other) && progress.failing?.lasts(timing.recopyAfter) != true
             }
         }
     }

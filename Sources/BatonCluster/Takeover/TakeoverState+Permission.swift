@@ -116,6 +116,11 @@ extension TakeoverState {
         guard let drain = drains[id], drain.phase == .ready, let key = registry.keys[id] else { return }
         for other in key.ensemble + [key.joining].compactMap({ $0 }) where other != member {
             var peer = drain.peers[other] ?? MemberProgress()
+            let isBehind = peer.memory < drain.logEnd
+            if isBehind != (peer.behindSince != nil) {
+                peer.behindSince = isBehind ? now : nil
+                drains[id]?.peers[other] = peer
+            }
             // The acknowledgement may have been lost, or the frame: from what it has on.
             let late = peer.sentAt.map { now - $0 >= timing.retransmit } ?? true
             if late, peer.sent > peer.memory || peer.synced < drain.logEnd { peer.sent = peer.memory }
@@ -137,6 +142,8 @@ extension TakeoverState {
         guard let drain = drains[id], drain.epoch == epoch, let other = member(of: peer.node, in: id) else { return }
         var progress = drain.peers[other] ?? MemberProgress()
         progress.incarnation = peer.incarnation
+        progress.failing = nil
+        if memory > progress.memory { progress.behindSince = nil }
         progress.memory = max(progress.memory, min(memory, drain.logEnd))
         progress.synced = max(progress.synced, min(synced, drain.logEnd))
         // It has less than was sent: a gap. Again from there.
@@ -161,6 +168,8 @@ extension TakeoverState {
                 progress.sentAt = nil
                 progress.report = nil
                 progress.outcomesFetched = false
+                progress.behindSince = nil
+                progress.failing = nil
                 // What the old run promised binds the new one (T3), but it is asked again.
                 progress.incarnation = peer.incarnation
             }

@@ -10,6 +10,8 @@ package enum MemberReport: Hashable, Sendable {
     case missing
     /// A higher epoch has sealed it.
     case superseded(epoch: UInt64)
+    /// It cannot seal, read or store: its disk failed, or is full.
+    case failed
 }
 
 package enum TakeoverEvent: Hashable, Sendable {
@@ -95,10 +97,13 @@ package struct TakeoverTiming: Hashable, Sendable {
     package var promiseRenewal = TimeSpan.milliseconds(500)
     /// A partner without a promise for so long is marked stale where there is something to send.
     package var silence = TimeSpan.milliseconds(1000)
+    /// So is one that promises, but takes no outcomes.
+    package var behind = TimeSpan.seconds(2)
     package var retransmit = TimeSpan.milliseconds(300)
     /// T6: others than the old owner wait so long before they claim, if it is back.
     package var ownerFirst = TimeSpan.seconds(2)
-    /// A member is not replaced before it was gone for so long.
+    /// A member is not replaced before it was gone, or its copy failing, for so long. A taker whose own copy fails for so long hands
+    /// the segment over to a member that has it.
     package var recopyAfter = TimeSpan.seconds(5)
     package var recopyRetry = TimeSpan.seconds(2)
     package var finishRetry = TimeSpan.milliseconds(500)

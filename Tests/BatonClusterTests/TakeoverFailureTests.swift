@@ -275,4 +275,31 @@ private typealias Rig = TakeoverRig
         #expect(heir(.missing) == nil, "nobody else has it")
         #expect(heir(nil) == nil)
     }
+
+    @Test func joinerWithAFullDiskIsCopiedToForEver() {
+        var rig = Rig()
+        rig.list([], alive: [thirdNode])
+        var key = Rig.key(Rig.own, drainer: Rig.me)
+        key.state = .sealed(at: 4096)
+        key.stale = [Rig.theirs]
+        rig.give(.keyStored(key))
+        var copies = 0
+        for _ in 0..<200 {
+            rig.pass(.milliseconds(100))
+            if let wanted = rig.stores.first {
+                if wanted.former == [third], wanted.joining == nil {
+                    #expect(copies == rig.state.timing.recopyTries)
+                    return
+                }
+                rig.commit(wanted, revision: rig.state.registry.keys[Rig.own].map { $0.revision + 1 } ?? 6)
+            }
+            let begun = rig.actions.contains { if case .copy = $0 { true } else { false } }
+            guard begun else { continue }
+            copies += 1
+            rig.give(.copied(Rig.own, epoch: 1, third, complete: true))
+            rig.give(
+                .reported(Rig.own, epoch: 1, .sealed(end: 0, tailInvalid: false, outcomeOctets: 0), from: thirdRun))
+        }
+        Issue.record("\(copies) copies")
+    }
 }

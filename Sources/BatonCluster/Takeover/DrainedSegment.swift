@@ -82,6 +82,8 @@ struct DrainedSegment: Hashable, Sendable {
     var failing: MemberProgress.Failing?
     var copyUnderWay: EnsembleMember?
     var copiedAt: Instant?
+    /// How often the present joiner was given everything, or could not be.
+    var copyTries = 0
     var retryAt = Instant.epoch
 
     init(epoch: UInt64, isWritten: Bool, former: Drainer?, phase: Phase, notBefore: Instant) {

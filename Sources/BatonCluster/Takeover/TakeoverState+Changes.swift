@@ -183,6 +183,7 @@ extension TakeoverState {
             }
             guard !candidates.isEmpty else { return }
             let chosen = candidates[Int(random.next() % UInt64(candidates.count))]
+            drains[id]?.copyTries = 0
             return change(id) { $0.joining = chosen }
         }
         guard registry.isAlive(joiner) else { return change(id, Self.dropJoining) }
@@ -198,6 +199,7 @@ extension TakeoverState {
         }
         guard drain.copyUnderWay == nil, (peer?.end ?? -1) < length else { return }
         if let at = drain.copiedAt, now - at < timing.recopyRetry { return }
+        guard drain.copyTries < timing.recopyTries else { return change(id, Self.dropJoining) }
         guard drains.values.count(where: { $0.copyUnderWay != nil }) < timing.copies else { return }
         drains[id]?.copyUnderWay = joiner
         drains[id]?.copiedAt = now
@@ -221,6 +223,7 @@ extension TakeoverState {
         guard let drain = drains[id], drain.epoch == epoch, drain.copyUnderWay == other else { return }
         drains[id]?.copyUnderWay = nil
         drains[id]?.copiedAt = now
+        drains[id]?.copyTries += 1
         if complete, registry.keys[id]?.joining == other {
             actions.append(.askSeal(id, epoch: epoch, of: other.node))
         }

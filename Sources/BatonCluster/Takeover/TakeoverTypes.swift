@@ -106,6 +106,8 @@ package struct TakeoverTiming: Hashable, Sendable {
     /// the segment over to a member that has it.
     package var recopyAfter = TimeSpan.seconds(5)
     package var recopyRetry = TimeSpan.seconds(2)
+    /// Who does not have it after so many copies joins no more: its disk may be full.
+    package var recopyTries = 3
     package var finishRetry = TimeSpan.milliseconds(500)
     /// Takeovers under way at a time: each reads a segment.
     package var takeovers = 4

@@ -35,7 +35,7 @@ import Testing
     private func fault(_ world: inout TakeoverWorld) {
         let node = world.pick(world.names)
         let other = world.pick(world.names.filter { $0 != node })
-        switch world.random.next() % 9 {
+        switch world.random.next() % 10 {
         case 0:
             world.faults.append("kill")
             world.kill(node)
@@ -69,6 +69,22 @@ import Testing
             world.faults.append("copy fails")
             let chosen = world.pick(failing).id
             world.machines[node]?.copies[chosen]?.hasFailed = true
+        case 8:
+            // The last octets of a copy rot where the other one is good, before this one is sealed.
+            let good = world.keys.values.filter { key in
+                key.ensemble.contains { $0.node == node } && key.state != .finished
+                    && world.machines[node]?.writing != key.id && world.machines[node]?.copies[key.id]?.end ?? 0 > 1
+                    && key.ensemble.allSatisfy { member in
+                        let copy = world.machines[member.node]?.copies[key.id]
+                        return copy?.hasFailed == false && copy?.tailInvalid == false
+                            && (member.node != node || copy?.sealEpoch ?? 0 < key.drainEpoch)
+                    }
+            }.sorted { $0.id < $1.id }
+            guard !good.isEmpty else { return }
+            world.faults.append("tail rots")
+            let chosen = world.pick(good).id
+            world.machines[node]?.copies[chosen]?.end -= 1
+            world.machines[node]?.copies[chosen]?.tailInvalid = true
         default:
             world.faults.append("heal")
             world.cut = []

@@ -11,6 +11,8 @@ struct TakeoverWorld {
         var end: Int64 = 0
         /// Its disk takes and gives nothing any more.
         var hasFailed = false
+        /// Something that is not valid stands behind the end.
+        var tailInvalid = false
         var sealEpoch: UInt64 = 0
         /// By epoch: in memory, on disk.
         var logs: [UInt64: (memory: Int64, synced: Int64)] = [:]
@@ -23,6 +25,8 @@ struct TakeoverWorld {
         var copies: [SegmentID: Copy] = [:]
         var permits: [SegmentID: Instant] = [:]
         var adopted: [SegmentID: UInt64] = [:]
+        /// How far a segment was read when it was adopted.
+        var read: [SegmentID: Int64] = [:]
         var lease: Instant
         var isUp = true
         var pausedUntil = Instant.epoch
@@ -144,10 +148,14 @@ struct TakeoverWorld {
             answer(.outcomesFetched(id, epoch: epoch, member, complete: there), to: node)
         case .repair(let id, let epoch, let member, _, let upTo):
             let source = machines[member.node]?.copies[id]?.end ?? 0
-            if source >= upTo { machines[node]?.copies[id, default: Copy()].end = upTo }
+            if source >= upTo {
+                machines[node]?.copies[id, default: Copy()].end = upTo
+                machines[node]?.copies[id]?.tailInvalid = false
+            }
             answer(.repaired(id, epoch: epoch, complete: source >= upTo), to: node)
         case .adopt(let key):
             machines[node]?.adopted[key.id] = key.drainEpoch
+            machines[node]?.read[key.id] = machine.copies[key.id]?.end ?? 0
             machines[node]?.copies[key.id, default: Copy()].logs[key.drainEpoch] = (8, 8)
             takeovers += 1
             if let end = key.sealedAt, end < acked[key.id] ?? 0 {
@@ -162,6 +170,7 @@ struct TakeoverWorld {
         case .copy(let key, let joiner):
             let length = key.sealedAt ?? 0
             if machines[joiner.node]?.isUp == true, !cut.contains([node, joiner.node]) {
+                if machine.copies[key.id]?.end ?? 0 < length { violations.append("a short copy of \(key.id) is given") }
                 machines[joiner.node]?.copies[key.id, default: Copy()].end = length
                 give(joiner.node, .copyCreated(key.id))
             }
@@ -191,7 +200,7 @@ struct TakeoverWorld {
             return answer(.copySealed(id, epoch: epoch, .superseded(epoch: copy.sealEpoch)), to: node)
         }
         machines[node]?.copies[id]?.sealEpoch = epoch
-        let report = BatonSpool.CopyReport(end: copy.end, tailInvalid: false, outcomeOctets: 0)
+        let report = BatonSpool.CopyReport(end: copy.end, tailInvalid: copy.tailInvalid, outcomeOctets: 0)
         answer(.copySealed(id, epoch: epoch, .sealed(report)), to: node)
     }
 
@@ -241,6 +250,11 @@ struct TakeoverWorld {
             guard (current?.revision ?? 0) == key.revision else { return .refused(current, condition: false) }
             if case .gone(let drainer) = condition, registered[drainer.node]?.run == drainer {
                 return .refused(current, condition: true)
+            }
+            if key.state == .finished, current?.state != .finished, let read = machines[key.drainer.node]?.read[key.id],
+                machines[key.drainer.node]?.adopted[key.id] == key.drainEpoch, read < acked[key.id] ?? 0
+            {
+                violations.append("\(key.id) finished, read up to \(read), acknowledged \(acked[key.id] ?? 0)")
             }
             revision += 1
             var stored = key
@@ -370,7 +384,7 @@ struct TakeoverWorld {
 
     // MARK: The checker
 
-    /// P2: the drainer's copy failed, and every other is stale: only `forget` unlocks it.
+    /// P2: the drainer's copy failed or is short, and every other is stale: only `forget` unlocks it.
     func waitsForAnOperator(_ key: SegmentKey) -> Bool {
         guard let copy = machines[key.drainer.node]?.copies[key.id] else { return false }
         return copy.hasFailed && key.ensemble.allSatisfy { $0.node == key.drainer.node || key.stale.contains($0) }

@@ -15,6 +15,7 @@ extension TakeoverState {
         if let back = dueReturn(drain, key) {
             return change(id) { $0.stale.removeAll { $0 == back } }
         }
+        if leave(id, drain, key) { return }
         if key.state == .open, !drain.isWritten, let own = drain.own,
             let length = lateLength(key, drain, own)
         {
@@ -28,13 +29,35 @@ extension TakeoverState {
         tickJoining(id, drain, key, length)
     }
 
+    /// T1: adopted without what another member has, which is back now. True while nothing else is to be done.
+    private mutating func leave(_ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey) -> Bool {
+        guard !drain.isWritten, let own = drain.own, own.end < key.sealedAt ?? .max,
+            heir(drain, key, beyond: own.end) != nil
+        else {
+            if drain.leavingSince != nil {
+                drains[id]?.leavingSince = nil
+                tell(id)
+            }
+            return false
+        }
+        guard let since = drain.leavingSince else {
+            drains[id]?.leavingSince = now
+            tell(id)
+            return true
+        }
+        if now - since >= timing.leaving, drain.logSynced >= drain.logEnd, settledEnd(id, drain) >= drain.logEnd {
+            handOver(id, drain, key, beyond: own.end)
+        }
+        return true
+    }
+
     private func lateLength(_ key: SegmentKey, _ drain: DrainedSegment, _ own: BatonSpool.CopyReport) -> Int64? {
         var longest = own.end
         for other in key.ensemble where other != member && !registry.forgotten.contains(other) {
             guard let end = drain.peers[other]?.end else { return nil }
             longest = max(longest, end)
         }
-        // A longer copy elsewhere: this node has to read it first, as a new takeover does.
+        // A longer copy elsewhere has to be read first, by whoever has it (`leave`).
         return longest == own.end ? longest : nil
     }
 
@@ -58,7 +81,7 @@ extension TakeoverState {
                 peer.promiseUntil > now, peer.synced >= drain.logEnd, peer.failing == nil, peer.report != .missing
             else { return false }
             if drain.isWritten { return true }
-            return (peer.end ?? -1) >= (key.sealedAt ?? .max)
+            return (peer.end ?? -1) >= (key.sealedAt ?? drain.own?.end ?? .max)
         }
     }
 
@@ -66,6 +89,11 @@ extension TakeoverState {
 
     private func mayFinish(_ drain: DrainedSegment, _ key: SegmentKey, _ length: Int64) -> Bool {
         guard drain.drained, drain.copyUnderWay == nil, drain.logSynced >= drain.logEnd else { return false }
+        // What was not read here may still stand in a copy that is not lost.
+        if !drain.isWritten, (drain.own?.end ?? 0) < length {
+            let others = key.ensemble.filter { $0 != member && !registry.forgotten.contains($0) }
+            guard others.allSatisfy({ (drain.peers[$0]?.end ?? .max) < length }) else { return false }
+        }
         return key.partners(of: member).allSatisfy { (drain.peers[$0]?.synced ?? 0) >= drain.logEnd }
     }
 
@@ -166,7 +194,9 @@ extension TakeoverState {
     private mutating func tickJoining(
         _ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey, _ length: Int64
     ) {
-        let lost = key.ensemble.first { $0 != member && isLost($0, drain) }
+        // Who lacks a part of it gives no copy.
+        guard drain.isWritten || (drain.own?.end ?? 0) >= length else { return }
+        let lost = key.ensemble.first { $0 != member && isLost($0, drain, length) }
         guard let lost else {
             drains[id]?.lostSince = nil
             if key.joining != nil { change(id, Self.dropJoining) }
@@ -207,9 +237,10 @@ extension TakeoverState {
     }
 
     /// Its node is gone, or lives without a copy that is of use.
-    private func isLost(_ other: EnsembleMember, _ drain: DrainedSegment) -> Bool {
+    private func isLost(_ other: EnsembleMember, _ drain: DrainedSegment, _ length: Int64) -> Bool {
         guard registry.isAlive(other) else { return true }
         guard let peer = drain.peers[other] else { return false }
+        if case .sealed(let end, _, _) = peer.report, end < length { return true }
         return peer.report == .missing || peer.failing?.lasts(timing.recopyAfter) == true
     }
 

@@ -183,7 +183,7 @@ extension TakeoverState {
         case .sealing:
             guard drain.retryAt > .epoch, now >= drain.retryAt else { return }
             drains[id]?.retryAt = .epoch
-            if drain.failing?.lasts(timing.recopyAfter) == true { handOver(id, drain, key) }
+            if drain.failing?.lasts(timing.recopyAfter) == true { handOver(id, drain, key, beyond: -1) }
             actions.append(.seal(id, epoch: drain.epoch))
         case .repairing, .adopting, .ready: break
         case .asking:
@@ -194,14 +194,19 @@ extension TakeoverState {
         }
     }
 
-    /// The own copy fails, and a member has a good one: that one drains it, and this one is stale. No dot was sent in this epoch, so
-    /// that whoever the key names next begins as any taker does (T4). It learns of it by its next listing.
-    private mutating func handOver(_ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey) {
-        let heir = key.partners(of: member).first { other in
-            guard case .sealed = drain.peers[other]?.report else { return false }
-            return drain.peers[other]?.failing == nil && registry.isAlive(other)
+    /// A living member, not stale, that has sealed more than `end`.
+    func heir(_ drain: DrainedSegment, _ key: SegmentKey, beyond end: Int64) -> EnsembleMember? {
+        key.partners(of: member).first { other in
+            guard let peer = drain.peers[other], case .sealed(let length, _, _) = peer.report else { return false }
+            return length > end && peer.failing == nil && registry.isAlive(other)
         }
-        guard let heir, let node = registry.nodes.first(where: { $0.member == heir }) else { return }
+    }
+
+    /// The own copy fails or is short, and a member has a better one: that one drains it, and this one is stale. Nothing is sent in
+    /// this epoch any more, so that whoever the key names next begins as any taker does (T4). It learns of it by its next listing.
+    mutating func handOver(_ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey, beyond end: Int64) {
+        guard let heir = heir(drain, key, beyond: end), let node = registry.nodes.first(where: { $0.member == heir })
+        else { return }
         let failed = member
         change(id) { key in
             key.drainer = Drainer(node: node.node, incarnation: node.incarnation)
@@ -232,9 +237,13 @@ extension TakeoverState {
             // T1: not to be known before the others answer; what is valid is drained, and nothing is cut.
             return adopt(id, key)
         }
-        if own.end < length, let source = longest(key, drain, atLeast: length) {
-            drains[id]?.phase = .repairing
-            return actions.append(.repair(id, epoch: drain.epoch, from: source, start: own.end, upTo: length))
+        if own.end < length {
+            if let source = longest(key, drain, atLeast: length) {
+                drains[id]?.phase = .repairing
+                return actions.append(.repair(id, epoch: drain.epoch, from: source, start: own.end, upTo: length))
+            }
+            // Whoever has it is down: as above.
+            return adopt(id, key)
         }
         guard key.state == .open else { return adopt(id, key) }
         change(id) { $0.state = .sealed(at: length) }
@@ -251,11 +260,14 @@ extension TakeoverState {
 
     /// n, or nil while it cannot be known (T1).
     private func sealedLength(_ key: SegmentKey, _ drain: DrainedSegment, _ own: BatonSpool.CopyReport) -> Int64? {
-        guard own.tailInvalid else { return own.end }
         var longest = own.end
         for other in key.ensemble where other != member && !registry.forgotten.contains(other) {
-            guard let end = drain.peers[other]?.end else { return nil }
-            longest = max(longest, end)
+            if let end = drain.peers[other]?.end {
+                // More than this copy has was never acknowledged, if this copy is whole. It is kept all the same.
+                longest = max(longest, end)
+            } else if own.tailInvalid {
+                return nil
+            }
         }
         return longest
     }
@@ -281,7 +293,8 @@ extension TakeoverState {
             drains[id]?.phase = .ready
             copies[id] = nil
         } else {
-            drains[id]?.phase = .asking
+            // What lies here is looked at anew: it may be short, or damaged, by now.
+            drains[id]?.phase = .sealing
             drains[id]?.retryAt = now + timing.recopyRetry
         }
         tell(id)

@@ -1,0 +1,118 @@
+// Copies of different lengths (PROTOCOL T1): what stands in the longer one is read by somebody, and is never finished unread.
+import BatonCore
+import BatonModel
+import BatonSpool
+import Testing
+
+@testable import BatonCluster
+
+private typealias Rig = TakeoverRig
+
+@Suite struct TakeoverTailTests {
+    private let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
+    private let thirdRun = Drainer(node: NodeID(name: "n3"), incarnation: Incarnation(value: 33))
+
+    private func report(_ end: Int64, torn: Bool = false) -> CopySeal {
+        .sealed(BatonSpool.CopyReport(end: end, tailInvalid: torn, outcomeOctets: 0))
+    }
+
+    /// The other member is down; the own tail is not valid: what is valid is drained, nothing is cut.
+    private func shortDrain(sealedAt: Int64? = nil) -> Rig {
+        var rig = Rig()
+        var key = Rig.key()
+        if let sealedAt { key.state = .sealed(at: sealedAt) }
+        rig.list([key], alive: [])
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        rig.give(.copySealed(Rig.id, epoch: 2, report(4096, torn: true)))
+        rig.give(.adopted(Rig.id, epoch: 2, success: true))
+        rig.give(.outcomesAdvanced(Rig.id, epoch: 2, end: 64, synced: 64))
+        rig.pass(.milliseconds(600))
+        rig.pass(.milliseconds(1_200))
+        #expect(rig.stores.first?.stale == [Rig.theirs])
+        if let stale = rig.stores.first { rig.commit(stale, revision: 7) }
+        #expect(rig.permits.last == .some(.some(Instant(nanoseconds: .max))))
+        return rig
+    }
+
+    @Test func longerCopyElsewhereIsCut() {
+        var rig = Rig()
+        var key = Rig.key()
+        key.ensemble.append(third)
+        rig.list([key], alive: [NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3)])
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        rig.give(.copySealed(Rig.id, epoch: 2, report(4096)))
+        rig.give(
+            .reported(Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: false, outcomeOctets: 0), from: thirdRun))
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, third, complete: true))
+        #expect(rig.actions.contains(.repair(Rig.id, epoch: 2, from: third, start: 4096, upTo: 8192)))
+        rig.give(.repaired(Rig.id, epoch: 2, complete: true))
+        rig.give(.copySealed(Rig.id, epoch: 2, report(8192)))
+        #expect(rig.stores.first?.sealedAt == 8192)
+    }
+
+    /// Its node is back, with what this one could not read: it drains the segment from then on.
+    @Test func lateTailWaitsForTheNextTakeover() {
+        var rig = shortDrain()
+        let back = Drainer(node: Rig.other.node, incarnation: Incarnation(value: 23))
+        rig.list(
+            [rig.state.registry.keys[Rig.id]].compactMap { $0 },
+            alive: [NodeRecord(node: back.node, incarnation: back.incarnation, disk: 2)])
+        rig.give(.met(back))
+        rig.pass(.milliseconds(400))
+        #expect(rig.actions.contains(.askSeal(Rig.id, epoch: 2, of: back.node)))
+        rig.give(.reported(Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: false, outcomeOctets: 0), from: back))
+        rig.give(.promised([PromiseItem(segment: Rig.id, epoch: 2)], sentAt: rig.now, from: back))
+        rig.give(.recorded(Rig.id, epoch: 2, memory: 64, synced: 64, from: back))
+        guard let returned = rig.stores.first else {
+            Issue.record("it stays stale")
+            return
+        }
+        #expect(returned.stale == [])
+        rig.commit(returned, revision: 8)
+        rig.pass(.milliseconds(100))
+        #expect(rig.permits.last == .some(nil), "dots go on while the segment is handed over")
+        #expect(rig.stores.isEmpty, "handed over before the open dots have ended")
+        var handed: SegmentKey?
+        for _ in 0..<30 where handed == nil {
+            rig.give(.promised([PromiseItem(segment: Rig.id, epoch: 2)], sentAt: rig.now, from: back))
+            rig.pass(.milliseconds(100))
+            handed = rig.stores.first
+        }
+        #expect(handed?.drainer == back)
+        #expect(handed?.drainEpoch == 3)
+        #expect(handed?.stale == [Rig.mine])
+    }
+
+    @Test func segmentIsFinishedWithItsTailUnread() {
+        var rig = shortDrain(sealedAt: 8192)
+        rig.give(.drained(Rig.id))
+        rig.pass(.seconds(1))
+        #expect(rig.stores.isEmpty)
+        rig.list([rig.state.registry.keys[Rig.id]].compactMap { $0 }, alive: [], forgotten: [Rig.theirs])
+        rig.pass(.seconds(1))
+        #expect(rig.stores.first?.state == .finished, "nobody has it any more")
+    }
+
+    @Test func shortCopyIsCopiedOn() {
+        var rig = shortDrain(sealedAt: 8192)
+        let joiner = NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3)
+        rig.list([rig.state.registry.keys[Rig.id]].compactMap { $0 }, alive: [joiner])
+        rig.pass(.milliseconds(100))
+        rig.pass(.seconds(6))
+        #expect(rig.stores.isEmpty)
+    }
+
+    @Test func shortMemberIsNeverReplaced() {
+        var rig = Rig()
+        var key = Rig.key(Rig.own, drainer: Rig.me)
+        key.state = .sealed(at: 8192)
+        key.stale = [Rig.theirs]
+        rig.list(
+            [], alive: [Rig.otherNode, NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3)])
+        rig.give(.keyStored(key))
+        rig.give(.reported(Rig.own, epoch: 1, .sealed(end: 4096, tailInvalid: true, outcomeOctets: 0), from: Rig.other))
+        rig.pass(.milliseconds(100))
+        rig.pass(.seconds(6))
+        #expect(rig.stores.first?.joining == third)
+    }
+}

@@ -209,13 +209,19 @@ package struct Listing: Hashable, Sendable {
     package let revision: UInt64
     package let keys: [ClusterKey]
     package let nodes: [NodeRecord]
-    /// Members whose copies an operator has declared lost (`baton cluster forget`).
+    /// Members whose word nobody waits for: an operator has declared them lost (`baton cluster forget`), or they have left in order.
     package let forgotten: [EnsembleMember]
+    /// Of these, the ones that have left: their copies are not lost, and may be needed (PROTOCOL T1, P2).
+    package let departed: [EnsembleMember]
 
-    package init(revision: UInt64, keys: [ClusterKey], nodes: [NodeRecord], forgotten: [EnsembleMember]) {
+    package init(
+        revision: UInt64, keys: [ClusterKey], nodes: [NodeRecord], forgotten: [EnsembleMember],
+        departed: [EnsembleMember] = []
+    ) {
         self.revision = revision
         self.keys = keys
         self.nodes = nodes
         self.forgotten = forgotten
+        self.departed = departed
     }
 }

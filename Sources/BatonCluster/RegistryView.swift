@@ -15,6 +15,7 @@ package struct RegistryView: Sendable {
     private(set) var keys = Table<SegmentID, ClusterKey>()
     private(set) var nodes: [NodeRecord] = []
     private(set) var forgotten: [EnsembleMember] = []
+    private(set) var departed: [EnsembleMember] = []
     private(set) var listedAt: Instant?
     private(set) var listedRevision: UInt64 = 0
     private(set) var changes = Table<SegmentID, Change>()
@@ -30,6 +31,9 @@ package struct RegistryView: Sendable {
     func isAlive(_ member: EnsembleMember) -> Bool {
         nodes.contains { $0.node == member.node && $0.disk == member.diskID }
     }
+
+    /// What stood in its copy is given up. A disk whose node has left in order is not: it may come back.
+    func isDeclaredLost(_ member: EnsembleMember) -> Bool { forgotten.contains(member) && !departed.contains(member) }
 
     /// The key as stored, and as it may be stored by now through a change of ours.
     func views(_ id: SegmentID) -> [ClusterKey] {
@@ -91,6 +95,7 @@ package struct RegistryView: Sendable {
     mutating func listed(_ listing: Listing, at now: Instant) {
         nodes = listing.nodes
         forgotten = listing.forgotten
+        departed = listing.departed
         listedAt = now
         listedRevision = max(listedRevision, listing.revision)
     }

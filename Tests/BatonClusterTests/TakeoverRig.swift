@@ -38,12 +38,17 @@ struct TakeoverRig {
         give(.tick)
     }
 
-    mutating func list(_ keys: [SegmentKey], alive: [NodeRecord], forgotten: [EnsembleMember] = []) {
+    mutating func list(
+        _ keys: [SegmentKey], alive: [NodeRecord], forgotten: [EnsembleMember] = [], departed: [EnsembleMember] = []
+    ) {
         let mine = NodeRecord(node: Self.me.node, incarnation: Self.me.incarnation, disk: 1)
         give(
             .control(
                 .list,
-                .listed(Listing(revision: 99, keys: keys, nodes: [mine] + alive, forgotten: forgotten))))
+                .listed(
+                    Listing(
+                        revision: 99, keys: keys, nodes: [mine] + alive, forgotten: forgotten + departed,
+                        departed: departed))))
     }
 
     static var otherNode: NodeRecord {

@@ -93,6 +93,32 @@ private typealias Rig = TakeoverRig
         #expect(rig.stores.first?.state == .finished, "nobody has it any more")
     }
 
+    /// A node that left in order took its copy with it: it is neither lost (T1), nor does it unlock a stale one (P2).
+    @Test func copyOfANodeThatLeftCountsAsLost() {
+        var rig = shortDrain(sealedAt: 8192)
+        rig.give(.drained(Rig.id))
+        rig.list([rig.state.registry.keys[Rig.id]].compactMap { $0 }, alive: [], departed: [Rig.theirs])
+        rig.pass(.seconds(1))
+        #expect(rig.stores.isEmpty)
+        var stale = Rig()
+        var key = Rig.key()
+        key.stale = [Rig.mine]
+        stale.list([key], alive: [], departed: [Rig.theirs])
+        #expect(stale.stores.isEmpty)
+        var open = Rig()
+        open.list([Rig.key()], alive: [], departed: [Rig.theirs])
+        if let claim = open.stores.first { open.commit(claim, revision: 6) }
+        open.give(.copySealed(Rig.id, epoch: 2, report(4096, torn: true)))
+        #expect(open.stores.isEmpty, "the length is set without it")
+    }
+
+    @Test func leavingNodeClaims() {
+        var rig = Rig()
+        rig.give(.leaving)
+        rig.list([Rig.key()], alive: [])
+        #expect(rig.stores.isEmpty)
+    }
+
     @Test func shortCopyIsCopiedOn() {
         var rig = shortDrain(sealedAt: 8192)
         let joiner = NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3)

@@ -246,6 +246,7 @@ package struct ClusterView: Sendable {
         }
         listing = Listing(
             revision: UInt64(max(0, found.header.revision)), keys: keys.sorted { $0.id < $1.id },
-            nodes: records.sorted { $0.node < $1.node }, forgotten: forgotten)
+            nodes: records.sorted { $0.node < $1.node }, forgotten: forgotten,
+            departed: drained.sorted())
     }
 }

@@ -238,6 +238,9 @@ package final class ClusterRuntime: Sendable {
         view?.nodes.contains { $0.run == settings.me } ?? false
     }
 
+    /// Claims no segment any more; before `stop(forGood:)`. Not taken back.
+    package func leave() { tell(.leaving) }
+
     /// Look at the control plane soon.
     package func refresh() { tell(.hint) }
 

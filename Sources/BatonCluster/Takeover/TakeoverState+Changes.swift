@@ -53,7 +53,7 @@ extension TakeoverState {
 
     private func lateLength(_ key: SegmentKey, _ drain: DrainedSegment, _ own: BatonSpool.CopyReport) -> Int64? {
         var longest = own.end
-        for other in key.ensemble where other != member && !registry.forgotten.contains(other) {
+        for other in key.ensemble where other != member && !registry.isDeclaredLost(other) {
             guard let end = drain.peers[other]?.end else { return nil }
             longest = max(longest, end)
         }
@@ -91,7 +91,7 @@ extension TakeoverState {
         guard drain.drained, drain.copyUnderWay == nil, drain.logSynced >= drain.logEnd else { return false }
         // What was not read here may still stand in a copy that is not lost.
         if !drain.isWritten, (drain.own?.end ?? 0) < length {
-            let others = key.ensemble.filter { $0 != member && !registry.forgotten.contains($0) }
+            let others = key.ensemble.filter { $0 != member && !registry.isDeclaredLost($0) }
             guard others.allSatisfy({ (drain.peers[$0]?.end ?? .max) < length }) else { return false }
         }
         return key.partners(of: member).allSatisfy { (drain.peers[$0]?.synced ?? 0) >= drain.logEnd }

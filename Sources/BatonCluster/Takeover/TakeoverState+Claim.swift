@@ -8,6 +8,7 @@ extension TakeoverState {
 
     /// After a listing: segments of drainers that are gone, where this node may take over.
     mutating func claimOrphans() {
+        guard !leaving else { return }
         for id in registry.keys.keys {
             guard let key = registry.keys[id], key.drainer != me else { continue }
             guard !registry.isAlive(key.drainer) else {
@@ -37,8 +38,8 @@ extension TakeoverState {
     /// Every other member is stale or was declared lost, one at least lost: only so does a stale one take over (P2). Whoever took
     /// over so may have put the lost one into `stale` since.
     private func isLastCopy(_ key: SegmentKey) -> Bool {
-        key.ensemble.allSatisfy { $0 == member || key.stale.contains($0) || registry.forgotten.contains($0) }
-            && key.ensemble.contains { $0 != member && registry.forgotten.contains($0) }
+        key.ensemble.allSatisfy { $0 == member || key.stale.contains($0) || registry.isDeclaredLost($0) }
+            && key.ensemble.contains { $0 != member && registry.isDeclaredLost($0) }
     }
 
     private func ownerIsBack(_ key: SegmentKey) -> Bool {
@@ -261,7 +262,7 @@ extension TakeoverState {
     /// n, or nil while it cannot be known (T1).
     private func sealedLength(_ key: SegmentKey, _ drain: DrainedSegment, _ own: BatonSpool.CopyReport) -> Int64? {
         var longest = own.end
-        for other in key.ensemble where other != member && !registry.forgotten.contains(other) {
+        for other in key.ensemble where other != member && !registry.isDeclaredLost(other) {
             if let end = drain.peers[other]?.end {
                 // More than this copy has was never acknowledged, if this copy is whole. It is kept all the same.
                 longest = max(longest, end)

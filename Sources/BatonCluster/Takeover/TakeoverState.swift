@@ -41,6 +41,8 @@ package struct TakeoverState: StateMachine {
 
     var registered = false
     var stopped = false
+    /// This node leaves for good: whatever it claimed now would have to be claimed again.
+    var leaving = false
     var promiseAskedAt = Instant.epoch
     private var listSentAt: Instant?
     private var listUnderWay = false
@@ -79,6 +81,7 @@ package struct TakeoverState: StateMachine {
             registered = true
             list()
         case .leaseLost: restart(.leaseLost)
+        case .leaving: leaving = true
         case .tick: tick()
         case .hint: listWanted = true
         case .control(let request, let answer): answered(request, answer)

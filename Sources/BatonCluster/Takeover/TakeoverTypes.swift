@@ -21,6 +21,8 @@ package enum TakeoverEvent: Hashable, Sendable {
     case registered
     /// The lease is gone (PROTOCOL T2).
     case leaseLost
+    /// This node has delivered what it could and leaves: it claims nothing more.
+    case leaving
     case tick
     /// Somebody's key changed: list soon.
     case hint

@@ -309,6 +309,7 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
             guard let deadline = state.withLock({ $0.drain?.deadline }), relay.time.now() < deadline else { break }
             try? await Task.sleep(nanoseconds: 100_000_000)
         }
+        runtime.leave()
         await relay.stopDelivering()
         await runtime.settle(within: .seconds(5))
         await runtime.registration.announce(.drained)

@@ -3,7 +3,7 @@ import Foundation
 import Glibc
 import Logging
 
-/// A node that lost its lease, or a disk under a copy, is somebody else from then on. Crash-only: what a kill leaves is what the new
+/// A node that lost its lease is somebody else from then on. Crash-only: what a kill leaves is what the new
 /// incarnation begins with, and the process keeps its number for whoever supervises it.
 enum Reincarnation {
     static func begin(_ reason: String, logger: Logger) {

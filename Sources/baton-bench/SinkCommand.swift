@@ -90,7 +90,8 @@ struct SinkCommand: ParsableCommand {
             ("messages", .integer(counts.messages)), ("recipients", .integer(counts.recipients)),
             ("unanswered", .integer(counts.unanswered)), ("reports", .integer(counts.reports)),
             ("foreign", .integer(counts.foreign)), ("octets", .integer(Int(clamping: counts.octets))),
-            ("connections", .integer(counts.connections)), ("seconds", .number(seconds)),
+            ("connections", .integer(counts.connections)), ("connections_peak", .integer(counts.peak)),
+            ("seconds", .number(seconds)),
             ("messages_per_second", .number(seconds > 0 ? Double(counts.messages) / seconds : 0)),
             ("cpu_seconds", .number(Double(baton_process_cpu_microseconds()) / 1e6)),
         ])

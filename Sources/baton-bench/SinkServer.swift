@@ -10,6 +10,8 @@ import Synchronization
 struct SinkCounts: Sendable {
     var connections = 0
     var open = 0
+    /// The most that were open at a time, those that were refused included.
+    var peak = 0
     var messages = 0
     var recipients = 0
     var unanswered = 0
@@ -97,6 +99,7 @@ final class SinkHandler: ChannelInboundHandler {
         let refused = shared.counts.withLock { counts -> Bool in
             counts.connections += 1
             counts.open += 1
+            counts.peak = max(counts.peak, counts.open)
             return counts.open > shared.maxConnections
         }
         counted = true

@@ -30,7 +30,7 @@ struct CopyWorker: Sendable {
     let configuration: SpoolConfiguration
     let news: any CopyNews
     let logger: Logger
-    private var copies: [SegmentID: Copy] = [:]
+    var copies: [SegmentID: Copy] = [:]
     private let chunks = Counter(label: "baton_copy_chunks_total")
     private let octets = Counter(label: "baton_copy_written_bytes_total")
     private let refused = Counter(label: "baton_copy_refused_total")
@@ -48,7 +48,7 @@ struct CopyWorker: Sendable {
         self.logger = logger
     }
 
-    private func files(_ id: SegmentID) -> SegmentFiles {
+    func files(_ id: SegmentID) -> SegmentFiles {
         SegmentFiles(disk: disk, directory: directory, name: SegmentName(id))
     }
 
@@ -82,7 +82,7 @@ struct CopyWorker: Sendable {
     // MARK: Opening
 
     /// The copy, opened and scanned if it lies here; nil where there is no file.
-    private mutating func open(_ id: SegmentID, at now: Instant) throws(DiskError) -> Copy? {
+    mutating func open(_ id: SegmentID, at now: Instant) throws(DiskError) -> Copy? {
         if var known = copies[id] {
             known.usedAt = now
             if known.file == nil, !known.state.failed { known.file = try disk.open(files(id).segmentPath, .readWrite) }
@@ -121,7 +121,7 @@ struct CopyWorker: Sendable {
         }
     }
 
-    private func scan(
+    func scan(
         _ id: SegmentID, _ file: DiskFile, acked: Int64
     ) throws(DiskError) -> (end: Int64, tailInvalid: Bool) {
         let size = try disk.size(file)
@@ -269,86 +269,14 @@ struct CopyWorker: Sendable {
         answers.removeAll()
     }
 
-    private mutating func fail(_ id: SegmentID, _ error: DiskError) {
+    mutating func fail(_ id: SegmentID, _ error: DiskError) {
         copies[id]?.state.fail()
         logger.critical(
             "copies: the disk failed; this copy takes nothing more",
             metadata: ["segment": "\(SegmentName(id))", "call": "\(error.call)", "errno": "\(error.errno)"])
     }
 
-    // MARK: Outcomes
-
-    private mutating func record(
-        _ id: SegmentID, _ epoch: UInt64, _ offset: Int64, _ bytes: ByteBuffer, at now: Instant
-    ) -> CopyLog {
-        do throws(DiskError) {
-            guard let copy = try open(id, at: now) else { return .missing }
-            switch copy.state.decide(record: epoch, from: offset, count: bytes.readableBytes) {
-            case .sealed(let higher): return .sealed(epoch: higher)
-            case .failed: return .failed
-            case .gap: return .gap(memory: copy.state.log(epoch).memory, synced: copy.state.log(epoch).synced)
-            case .write(let skip):
-                var fresh = bytes
-                fresh.moveReaderIndex(forwardBy: skip)
-                if fresh.readableBytes > 0 {
-                    let log = try openLog(id, epoch)
-                    let at = copy.state.log(epoch).memory
-                    try fresh.writeAll(to: log, at: at, on: disk)
-                    copies[id]?.state.recorded(epoch, to: at + Int64(fresh.readableBytes))
-                    if copies[id]?.dirty[epoch] == nil { copies[id]?.dirty[epoch] = now }
-                }
-                let log = copies[id]?.state.log(epoch) ?? CopyState.Log()
-                return .recorded(memory: log.memory, synced: log.synced)
-            }
-        } catch {
-            if error.errno != DiskError.noSpace, error.errno != DiskError.quota { fail(id, error) }
-            return .failed
-        }
-    }
-
-    private mutating func openLog(_ id: SegmentID, _ epoch: UInt64) throws(DiskError) -> DiskFile {
-        if let file = copies[id]?.logs[epoch] { return file }
-        let path = files(id).logPath(epoch: epoch)
-        let file: DiskFile
-        do throws(DiskError) {
-            file = try disk.open(path, .create)
-            copies[id]?.namesDirty = true
-        } catch {
-            guard error.errno == EEXIST else { throw error }
-            file = try disk.open(path, .readWrite)
-        }
-        copies[id]?.logs[epoch] = file
-        return file
-    }
-
-    /// Outcome logs are synced; nobody waits for it.
-    mutating func tick(at now: Instant) {
-        let dirty = copies.filter { !$0.value.dirty.isEmpty && !$0.value.state.failed }
-        guard !dirty.isEmpty else { return }
-        do throws(DiskError) {
-            if dirty.contains(where: { $0.value.namesDirty }) { try disk.syncDirectory(directory) }
-            let count = dirty.reduce(0) { $0 + $1.value.dirty.count }
-            if count > SpoolLimits.dirtyOutcomeFiles, let file = dirty.first?.value.logs.values.first {
-                try disk.syncFileSystem(file)
-            } else {
-                for copy in dirty.values {
-                    for epoch in copy.dirty.keys { if let file = copy.logs[epoch] { try disk.sync(file) } }
-                }
-            }
-        } catch {
-            for id in dirty.keys { fail(id, error) }
-            return
-        }
-        for (id, copy) in dirty {
-            copies[id]?.namesDirty = false
-            copies[id]?.dirty = [:]
-            for epoch in copy.dirty.keys {
-                let end = copy.state.log(epoch).memory
-                copies[id]?.state.recordsSynced(epoch, to: end)
-                news.logSynced(id, epoch: epoch, memory: end, synced: end)
-            }
-        }
-    }
+    // MARK: The end
 
     mutating func finish(at now: Instant) {
         tick(at: now)
@@ -357,116 +285,6 @@ struct CopyWorker: Sendable {
             for log in copy.logs.values { try? disk.close(log) }
         }
         copies = [:]
-    }
-
-    // MARK: Takeover
-
-    private mutating func seal(_ id: SegmentID, _ epoch: UInt64, at now: Instant) -> CopySeal {
-        let files = files(id)
-        do throws(DiskError) {
-            guard let copy = try open(id, at: now) else { return .missing }
-            var state = copy.state
-            guard state.seal(at: epoch) else { return .superseded(epoch: state.fence) }
-            copies[id]?.state = state
-            guard persistSeal(files, epoch, state) else { return .failed }
-            // What a failed fdatasync left is not known: such a copy says nothing about its length.
-            guard !state.failed, let file = copy.file else { return .failed }
-            try disk.sync(file)
-            let entries = try files.gathered()
-            copies[id]?.ackedOffset = max(copy.ackedOffset, entries.ackedOffset)
-            // Everything in the file, a chunk that nobody confirmed included.
-            let found = try scan(id, file, acked: max(copy.ackedOffset, entries.ackedOffset))
-            copies[id]?.state.rescanned(end: found.end, tailInvalid: found.tailInvalid)
-            return .sealed(
-                CopyReport(
-                    end: found.end, tailInvalid: found.tailInvalid,
-                    outcomeOctets: Int64(entries.octets.readableBytes)))
-        } catch {
-            fail(id, error)
-            return .failed
-        }
-    }
-
-    /// The fence binds already; false when it would not survive a restart. A file of its own each time, so that trying again is
-    /// no retry of a failed fdatasync, and a full disk is no failure of the copy.
-    private mutating func persistSeal(_ files: SegmentFiles, _ epoch: UInt64, _ state: CopyState) -> Bool {
-        guard state.persisted < epoch else { return true }
-        do throws(DiskError) {
-            try files.seal(at: epoch)
-            copies[files.name.id]?.state.sealPersisted(epoch)
-            return true
-        } catch {
-            logger.error(
-                "copies: a seal cannot be stored",
-                metadata: ["segment": "\(files.name)", "call": "\(error.call)", "errno": "\(error.errno)"])
-            return false
-        }
-    }
-
-    private mutating func read(
-        _ id: SegmentID, _ content: CopyContent, _ offset: Int64, _ most: Int, at now: Instant
-    ) -> CopyRead {
-        guard offset >= 0, most > 0 else { return .failed }
-        let files = files(id)
-        do throws(DiskError) {
-            switch content {
-            case .chunks:
-                guard let copy = try open(id, at: now) else { return .missing }
-                guard let file = copy.file else { return .failed }
-                // A file that the lane writes grows behind our back: what stands there now counts.
-                var end = copy.state.end
-                if offset >= end {
-                    // What is found counts as durable from here on.
-                    try disk.sync(file)
-                    let found = try scan(id, file, acked: copy.ackedOffset)
-                    end = found.end
-                    copies[id]?.state.rescanned(end: found.end, tailInvalid: found.tailInvalid)
-                }
-                let count = Int(min(Int64(most), max(0, end - offset)))
-                let bytes = try DiskRead.upTo(count, of: file, at: offset, from: disk)
-                return .octets(bytes, last: offset + Int64(bytes.readableBytes) >= end)
-            case .outcomeEntries:
-                let entries = try files.entries()
-                guard entries.readableBytes <= CopyLimits.entryOctets else { return .failed }
-                return Self.slice(entries, offset, most)
-            case .outcomeLog(let epoch):
-                let file = try disk.open(files.logPath(epoch: epoch), .read)
-                defer { try? disk.close(file) }
-                let size = try disk.size(file)
-                let count = Int(min(Int64(most), max(0, size - offset)))
-                let bytes = try DiskRead.upTo(count, of: file, at: offset, from: disk)
-                return .octets(bytes, last: offset + Int64(bytes.readableBytes) >= size)
-            }
-        } catch {
-            return error.errno == ENOENT ? .missing : .failed
-        }
-    }
-
-    private static func slice(_ buffer: ByteBuffer, _ offset: Int64, _ most: Int) -> CopyRead {
-        let start = Int(min(offset, Int64(buffer.readableBytes)))
-        let count = min(most, buffer.readableBytes - start)
-        guard let piece = buffer.getSlice(at: buffer.readerIndex + start, length: count) else { return .failed }
-        return .octets(piece, last: start + count >= buffer.readableBytes)
-    }
-
-    private mutating func restore(_ id: SegmentID, _ offset: Int64, _ bytes: ByteBuffer, at now: Instant) -> Bool {
-        guard offset >= 0, offset <= SpoolLimits.segmentBytesMax else { return false }
-        let files = files(id)
-        do throws(DiskError) {
-            if try open(id, at: now) == nil {
-                let file = try disk.open(files.segmentPath, .create)
-                copies[id] = Copy(
-                    state: CopyState(end: 0, tailInvalid: false, fence: files.sealEpoch()), file: file, usedAt: now)
-                try disk.syncDirectory(directory)
-            }
-            guard let file = copies[id]?.file, copies[id]?.state.failed == false else { return false }
-            try bytes.writeAll(to: file, at: offset, on: disk)
-            try disk.sync(file)
-            return true
-        } catch {
-            if error.errno != DiskError.noSpace, error.errno != DiskError.quota { fail(id, error) }
-            return false
-        }
     }
 
     // MARK: Going

@@ -14,27 +14,30 @@ enum SmallFile {
 
     /// Reads a file of at most `limit` bytes. An unreadable or damaged one is `damaged`, never absent.
     static func read(_ path: String, limit: Int, from disk: any Disk) -> Content {
-        let file: DiskFile
-        do {
-            file = try disk.open(path, .read)
-        } catch {
-            return error.errno == ENOENT ? .absent : .damaged
-        }
-        defer { try? disk.close(file) }
-        do {
-            let size = try disk.size(file)
-            guard size >= 4, size <= Int64(limit) else { return .damaged }
-            var bytes = try DiskRead.exactly(Int(size), of: file, at: 0, from: disk)
-            guard let found = bytes,
-                let stored: UInt32 = found.getInteger(at: found.writerIndex - 4, endianness: .little)
-            else { return .damaged }
-            let payload = found.getSlice(at: 0, length: found.readableBytes - 4)
-            bytes = nil
-            guard let payload, payload.crc32c == stored else { return .damaged }
-            return .payload(payload)
+        do throws(DiskError) {
+            return try load(path, limit: limit, from: disk)
         } catch {
             return .damaged
         }
+    }
+
+    /// As `read`, but a file that the disk does not give back is an error: only what was read can be called damaged.
+    static func load(_ path: String, limit: Int, from disk: any Disk) throws(DiskError) -> Content {
+        let file: DiskFile
+        do throws(DiskError) {
+            file = try disk.open(path, .read)
+        } catch {
+            guard error.errno == ENOENT else { throw error }
+            return .absent
+        }
+        defer { try? disk.close(file) }
+        let size = try disk.size(file)
+        guard size >= 4, size <= Int64(limit), let found = try DiskRead.exactly(Int(size), of: file, at: 0, from: disk),
+            let stored: UInt32 = found.getInteger(at: found.writerIndex - 4, endianness: .little),
+            let payload = found.getSlice(at: found.readerIndex, length: found.readableBytes - 4),
+            payload.crc32c == stored
+        else { return .damaged }
+        return .payload(payload)
     }
 
     static func replace(

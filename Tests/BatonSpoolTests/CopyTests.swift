@@ -10,100 +10,8 @@ import Testing
 
 @testable import BatonSpool
 
-/// A copy store on a memory disk, run by hand.
-private final class CopyRig: CopyNews, Sendable {
-    let disk: MemoryDisk
-    let directory: DataDirectory
-    let store: CopyStore
-    let synced = Mutex<[Int64]>([])
-
-    init(on disk: MemoryDisk) throws {
-        self.disk = disk
-        var random = SplitMix64(seed: 9)
-        directory = try DataDirectory.open(path: "copies", disk: disk, cluster: "c", nodeName: "n2") { random.next() }
-        let relay = Relay()
-        store = CopyStore(
-            directory: directory, configuration: Rig.small, news: relay, time: SimulatedTime(), logger: quietLogger,
-            threading: .manual)
-        self.relay = relay
-        relay.rig.withLock { $0 = self }
-    }
-
-    private final class Relay: CopyNews {
-        struct Weak: Sendable { weak var rig: CopyRig? }
-        let rig = Mutex<CopyRig?>(nil)
-        func logSynced(_ id: SegmentID, epoch: UInt64, memory: Int64, synced: Int64) {
-            rig.withLock { $0 }?.logSynced(id, epoch: epoch, memory: memory, synced: synced)
-        }
-    }
-    private let relay: Relay
-
-    func logSynced(_ id: SegmentID, epoch: UInt64, memory: Int64, synced: Int64) {
-        self.synced.withLock { $0.append(synced) }
-    }
-
-    private func ask<T: Sendable>(_ begin: (@escaping @Sendable (T) -> Void) -> Void) -> T? {
-        let box = Mutex<T?>(nil)
-        let shared = Box(box: Mutex<T?>(nil))
-        begin { answer in shared.box.withLock { $0 = answer } }
-        store.pump()
-        return shared.box.withLock { $0 } ?? box.withLock { $0 }
-    }
-
-    private final class Box<T: Sendable>: Sendable {
-        let box: Mutex<T?>
-        init(box: consuming Mutex<T?>) { self.box = box }
-    }
-
-    func create(_ id: SegmentID) -> CopyCreation? { ask { store.create(id, reserve: 65_536, done: $0) } }
-    func append(_ id: SegmentID, at offset: Int64, _ chunk: ByteBuffer) -> CopyAppend? {
-        ask { store.append(id, at: offset, chunk, done: $0) }
-    }
-    func record(_ id: SegmentID, _ epoch: UInt64, from offset: Int64, _ octets: ByteBuffer) -> CopyLog? {
-        ask { store.recordOutcomes(id, epoch: epoch, from: offset, octets, done: $0) }
-    }
-    func seal(_ id: SegmentID, _ epoch: UInt64) -> CopySeal? { ask { store.seal(id, epoch: epoch, done: $0) } }
-    func unlink(_ id: SegmentID) -> Bool? { ask { store.unlink(id, done: $0) } }
-    func restore(_ id: SegmentID, at offset: Int64, _ octets: ByteBuffer) -> Bool? {
-        ask { store.restore(id, at: offset, octets, done: $0) }
-    }
-    func chunks(_ id: SegmentID) -> ByteBuffer? {
-        guard case .octets(let octets, _)? = ask({ store.read(id, .chunks, from: 0, atMost: 1 << 20, done: $0) }) else {
-            return nil
-        }
-        return octets
-    }
-}
-
-private final class Writer: ChunkReplicating {
-    struct Sent: Sendable {
-        let segment: SegmentID
-        let offset: Int64
-        let chunk: ByteBuffer
-    }
-
-    let sent = Mutex<[Sent]>([])
-
-    func prepare(_ segment: SegmentID) -> [EnsembleMember]? {
-        [EnsembleMember(node: NodeID(name: "n2"), diskID: 78)]
-    }
-
-    func send(_ chunk: ByteBuffer, of segment: SegmentID, at offset: Int64, acked: Int64) {
-        sent.withLock { $0.append(Sent(segment: segment, offset: offset, chunk: chunk)) }
-    }
-
-    /// Real chunks of a real lane.
-    static func chunks(_ count: UInt64) throws -> (rig: Rig, sink: Sink, sent: [Sent]) {
-        let writer = Writer()
-        let rig = try Rig(on: MemoryDisk(), replicator: writer)
-        let sink = Sink()
-        for number in UInt64(1)...count { rig.store(Mail(number), sink) }
-        return (rig, sink, writer.sent.withLock { $0 })
-    }
-}
-
 @Test func backupCallsDurableWhatACrashTakes() throws {
-    let sent = try Writer.chunks(3).sent
+    let sent = try LaneChunks.make(3).sent
     let id = try #require(sent.first).segment
     // A crash at every call of the whole course; what was answered before it holds after it.
     for calls in 1..<80 {
@@ -128,7 +36,7 @@ private final class Writer: ChunkReplicating {
 }
 
 @Test func chunkBehindAHoleOrFromElsewhereIsTaken() throws {
-    let sent = try Writer.chunks(3).sent
+    let sent = try LaneChunks.make(3).sent
     let id = sent[0].segment
     let rig = try CopyRig(on: MemoryDisk())
     #expect(rig.append(id, at: 0, sent[0].chunk) == .ignored, "no such copy")
@@ -149,7 +57,7 @@ private final class Writer: ChunkReplicating {
 }
 
 @Test func failedSyncIsTriedAgain() throws {
-    let sent = try Writer.chunks(2).sent
+    let sent = try LaneChunks.make(2).sent
     let id = sent[0].segment
     let disk = MemoryDisk()
     let rig = try CopyRig(on: disk)
@@ -161,7 +69,7 @@ private final class Writer: ChunkReplicating {
 }
 
 @Test func outcomesOfAnOldEpochOrBehindAGapAreTaken() throws {
-    let id = try Writer.chunks(1).sent[0].segment
+    let id = try LaneChunks.make(1).sent[0].segment
     let rig = try CopyRig(on: MemoryDisk())
     let octets = ByteBuffer(repeating: 7, count: 100)
     #expect(rig.record(id, 1, from: 0, octets) == .missing)
@@ -183,7 +91,7 @@ private final class Writer: ChunkReplicating {
 }
 
 @Test func damagedSealLetsAnOldWriterIn() throws {
-    let sent = try Writer.chunks(1).sent
+    let sent = try LaneChunks.make(1).sent
     let id = sent[0].segment
     let disk = MemoryDisk()
     let rig = try CopyRig(on: disk)
@@ -193,11 +101,13 @@ private final class Writer: ChunkReplicating {
     rig.directory.close()
     disk.flip("copies/segments/\(SegmentName(id).sealFile)", at: 5)
     let again = try CopyRig(on: disk)
-    #expect(again.append(id, at: 0, sent[0].chunk) == .sealed(epoch: .max))
+    #expect(again.append(id, at: 0, sent[0].chunk) == .failed(upTo: 0))
+    #expect(again.record(id, 1, from: 0, ByteBuffer(repeating: 7, count: 100)) == .failed)
+    #expect(again.create(id) == .refused)
 }
 
 @Test func fullDiskIsCalledDurable() throws {
-    let sent = try Writer.chunks(1).sent
+    let sent = try LaneChunks.make(1).sent
     let id = sent[0].segment
     let disk = MemoryDisk()
     let rig = try CopyRig(on: disk)
@@ -258,7 +168,7 @@ private final class Heir: Sendable {
 }
 
 @Test func mailOfADeadNodeIsLostOrSentTwice() throws {
-    let (writer, sink, sent) = try Writer.chunks(4)
+    let (writer, sink, sent) = try LaneChunks.make(4)
     let id = sent[0].segment
     let copies = try CopyRig(on: MemoryDisk())
     #expect(copies.create(id) == .created)
@@ -313,7 +223,7 @@ private final class Heir: Sendable {
 }
 
 @Test func whatStandsBehindTheSealIsDelivered() throws {
-    let (_, _, sent) = try Writer.chunks(3)
+    let (_, _, sent) = try LaneChunks.make(3)
     let id = sent[0].segment
     let copies = try CopyRig(on: MemoryDisk())
     #expect(copies.create(id) == .created)
@@ -327,7 +237,7 @@ private final class Heir: Sendable {
 }
 
 @Test func outcomesOfAnotherMemberAreNotHeard() throws {
-    let (writer, sink, sent) = try Writer.chunks(2)
+    let (writer, sink, sent) = try LaneChunks.make(2)
     let id = sent[0].segment
     let copies = try CopyRig(on: MemoryDisk())
     #expect(copies.create(id) == .created)

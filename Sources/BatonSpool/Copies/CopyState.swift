@@ -2,6 +2,20 @@
 import BatonCore
 import BatonModel
 
+/// What the seal's file says.
+enum CopySealFile: Hashable, Sendable {
+    case none
+    /// The highest epoch at which the copy was sealed.
+    case sealed(UInt64)
+    /// Its octets are not what was written: the copy was sealed, nobody knows at which epoch.
+    case rotten
+
+    /// What is known of the epoch; 0 for nothing.
+    var epoch: UInt64 {
+        if case .sealed(let epoch) = self { epoch } else { 0 }
+    }
+}
+
 /// The backup's rules (PROTOCOL "Append and seal", P4, "Takeover" 2). Knows offsets only; its shell is `CopyStore`.
 struct CopyState: Hashable, Sendable {
     /// End of the valid prefix, and how much of it is fdatasync'ed.
@@ -13,6 +27,8 @@ struct CopyState: Hashable, Sendable {
     private(set) var fence: UInt64
     /// The epoch of the seal on the disk: below the fence while that is on its way, or after it has failed.
     private(set) var persisted: UInt64
+    /// The seal on the disk is rotten: nothing is taken before a new one is on the disk.
+    private(set) var isSealRotten: Bool
     private(set) var logs: [UInt64: Log] = [:]
     /// A write or fdatasync failed: nothing more is taken (never retried).
     private(set) var failed = false
@@ -22,13 +38,17 @@ struct CopyState: Hashable, Sendable {
         var synced: Int64 = 0
     }
 
-    init(end: Int64, tailInvalid: Bool, fence: UInt64) {
+    init(end: Int64, tailInvalid: Bool, seal: CopySealFile) {
         self.end = end
         self.synced = end
         self.tailInvalid = tailInvalid
-        self.fence = fence
-        self.persisted = fence
+        self.fence = seal.epoch
+        self.persisted = seal.epoch
+        self.isSealRotten = seal == .rotten
     }
+
+    /// Whether it was ever sealed, as far as its disk tells.
+    var isSealed: Bool { fence > 0 || isSealRotten }
 
     enum Append: Hashable, Sendable {
         case write
@@ -43,7 +63,7 @@ struct CopyState: Hashable, Sendable {
     /// The writer's epoch is the lowest there is: any seal refuses it.
     func decide(append offset: Int64, end chunkEnd: Int64) -> Append {
         if fence > 0 { return .sealed(fence) }
-        if failed { return .failed }
+        if failed || isSealRotten { return .failed }
         if chunkEnd <= end { return .repeated }
         // The prefix rule: nothing is durable behind a hole, nor behind what cannot be read.
         return offset == end && !tailInvalid ? .write : .ignore
@@ -55,14 +75,19 @@ struct CopyState: Hashable, Sendable {
 
     mutating func fail() { failed = true }
 
-    /// False when a higher epoch has sealed it.
-    mutating func seal(at epoch: UInt64) -> Bool {
-        guard epoch >= fence else { return false }
+    /// Nil, or the higher epoch that has sealed it. A rotten seal makes way: whoever asks has claimed its epoch by
+    /// compare-and-set. But an epoch that has a log here was obeyed, and no lower one is again.
+    mutating func seal(at epoch: UInt64) -> UInt64? {
+        let highest = isSealRotten ? max(fence, logs.keys.max() ?? 0) : fence
+        guard epoch >= highest else { return highest }
         fence = epoch
-        return true
+        return nil
     }
 
-    mutating func sealPersisted(_ epoch: UInt64) { persisted = max(persisted, epoch) }
+    mutating func sealPersisted(_ epoch: UInt64) {
+        persisted = max(persisted, epoch)
+        isSealRotten = false
+    }
 
     /// Found again on the disk, after a seal or a repair.
     mutating func rescanned(end: Int64, tailInvalid: Bool) {
@@ -85,7 +110,7 @@ struct CopyState: Hashable, Sendable {
         // Whoever was taken over writes no outcomes here any more.
         let newest = logs.keys.max() ?? 0
         if epoch < max(fence, newest) { return .sealed(max(fence, newest)) }
-        if failed { return .failed }
+        if failed || isSealRotten { return .failed }
         let memory = logs[epoch]?.memory ?? 0
         guard offset <= memory else { return .gap }
         return .write(skipping: Int(clamping: min(memory - offset, Int64(count))))

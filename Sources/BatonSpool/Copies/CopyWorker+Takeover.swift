@@ -12,7 +12,7 @@ extension CopyWorker {
         do throws(DiskError) {
             guard let copy = try open(id, at: now) else { return .missing }
             var state = copy.state
-            guard state.seal(at: epoch) else { return .superseded(epoch: state.fence) }
+            if let higher = state.seal(at: epoch) { return .superseded(epoch: higher) }
             copies[id]?.state = state
             guard persistSeal(files, epoch, state) else { return .failed }
             // What a failed fdatasync left is not known: such a copy says nothing about its length.
@@ -36,7 +36,7 @@ extension CopyWorker {
     /// The fence binds already; false when it would not survive a restart. A file of its own each time, so that trying again is
     /// no retry of a failed fdatasync, and a full disk is no failure of the copy.
     private mutating func persistSeal(_ files: SegmentFiles, _ epoch: UInt64, _ state: CopyState) -> Bool {
-        guard state.persisted < epoch else { return true }
+        guard state.persisted < epoch || state.isSealRotten else { return true }
         do throws(DiskError) {
             try files.seal(at: epoch)
             copies[files.name.id]?.state.sealPersisted(epoch)
@@ -100,9 +100,9 @@ extension CopyWorker {
         let files = files(id)
         do throws(DiskError) {
             if try open(id, at: now) == nil {
+                let state = CopyState(end: 0, tailInvalid: false, seal: try files.readSeal())
                 let file = try disk.open(files.segmentPath, .create)
-                copies[id] = Copy(
-                    state: CopyState(end: 0, tailInvalid: false, fence: files.sealEpoch()), file: file, usedAt: now)
+                copies[id] = Copy(state: state, file: file, usedAt: now)
                 try disk.syncDirectory(directory)
             }
             guard let file = copies[id]?.file, copies[id]?.state.failed == false else { return false }

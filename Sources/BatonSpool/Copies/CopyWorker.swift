@@ -97,8 +97,9 @@ struct CopyWorker: Sendable {
             guard error.errno == ENOENT else { throw error }
             return nil
         }
-        var copy = Copy(state: CopyState(end: 0, tailInvalid: false, fence: files.sealEpoch()), file: file, usedAt: now)
+        var copy = Copy(state: CopyState(end: 0, tailInvalid: false, seal: .none), file: file, usedAt: now)
         do throws(DiskError) {
+            copy.state = CopyState(end: 0, tailInvalid: false, seal: try files.readSeal())
             for epoch in try files.logEpochs() {
                 let log = try disk.open(files.logPath(epoch: epoch), .readWrite)
                 copy.logs[epoch] = log
@@ -165,12 +166,12 @@ struct CopyWorker: Sendable {
         do throws(DiskError) {
             if let space = try? disk.space(root), space.free < configuration.minFree / 2 { return .noRoom }
             if let there = try open(id, at: now) {
-                guard there.state.end == 0, !there.state.tailInvalid, there.state.fence == 0 else { return .refused }
+                guard there.state.end == 0, !there.state.tailInvalid, !there.state.isSealed else { return .refused }
                 // Of an attempt that died behind the file: its name may not be safe.
                 try disk.syncDirectory(directory)
                 return .created
             }
-            guard files.sealEpoch() == 0 else { return .refused }
+            guard try files.readSeal() == .none else { return .refused }
             let file = try disk.open(files.segmentPath, .create)
             do throws(DiskError) {
                 try disk.allocate(file, length: min(max(0, reserve), SpoolLimits.segmentBytesMax))
@@ -181,7 +182,7 @@ struct CopyWorker: Sendable {
                 try? disk.unlink(files.segmentPath)
                 throw error
             }
-            copies[id] = Copy(state: CopyState(end: 0, tailInvalid: false, fence: 0), file: file, usedAt: now)
+            copies[id] = Copy(state: CopyState(end: 0, tailInvalid: false, seal: .none), file: file, usedAt: now)
             return .created
         } catch {
             logger.error(

@@ -24,16 +24,16 @@ struct SegmentFiles {
 
     // MARK: The seal
 
-    /// The highest epoch at which this copy was sealed; 0 for none. A damaged seal counts as the highest there can be: it refuses.
-    func sealEpoch() -> UInt64 {
-        switch SmallFile.read("\(directory)/\(name.sealFile)", limit: 64, from: disk) {
-        case .absent: return 0
-        case .damaged: return .max
+    /// Throws where the disk does not give it back: neither "none" nor "rotten" may be guessed then.
+    func readSeal() throws(DiskError) -> CopySealFile {
+        switch try SmallFile.load("\(directory)/\(name.sealFile)", limit: 64, from: disk) {
+        case .absent: return .none
+        case .damaged: return .rotten
         case .payload(var payload):
             guard payload.readString(length: 4) == "BTNZ",
                 let epoch: UInt64 = payload.readInteger(endianness: .little), payload.readableBytes == 0
-            else { return .max }
-            return epoch
+            else { return .rotten }
+            return .sealed(epoch)
         }
     }
 

@@ -154,10 +154,10 @@ extension Spool {
             for file in try directory.disk.list(directory.segmentsPath) where file.hasSuffix(".seg") {
                 guard let name = SegmentName(stem: file.dropLast(4)) else { continue }
                 let files = SegmentFiles(disk: directory.disk, directory: directory.segmentsPath, name: name)
-                let seal = files.sealEpoch()
+                let seal = try files.readSeal().epoch
                 let epochs = try files.logEpochs()
                 found.append(
-                    CopyOnDisk(id: name.id, epoch: max(1, seal == .max ? 1 : seal, epochs.last ?? 1)))
+                    CopyOnDisk(id: name.id, epoch: max(1, seal, epochs.last ?? 1)))
             }
             return found
         } catch {

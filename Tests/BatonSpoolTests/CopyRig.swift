@@ -73,8 +73,8 @@ final class CopyRig: CopyNews, Sendable {
     }
     func end(of id: SegmentID) -> Int64? { chunks(id).map { Int64($0.readableBytes) } }
     func unlink(_ id: SegmentID) -> Bool? { ask { store.unlink(id, done: $0) } }
-    func restore(_ id: SegmentID, at offset: Int64, _ octets: ByteBuffer) -> Bool? {
-        ask { store.restore(id, at: offset, octets, done: $0) }
+    func restore(_ id: SegmentID, _ purpose: RestorePurpose, at offset: Int64, _ octets: ByteBuffer) -> Bool? {
+        ask { store.restore(id, purpose, at: offset, octets, done: $0) }
     }
     func chunks(_ id: SegmentID) -> ByteBuffer? {
         guard case .octets(let octets, _)? = ask({ store.read(id, .chunks, from: 0, atMost: 1 << 20, done: $0) }) else {

@@ -49,7 +49,7 @@ extension ClusterDriver {
         case .repair(let upTo):
             guard count > 0 else { return end(run, complete: false) }
             let (next, mailbox) = (run, runtime.mailbox)
-            parts?.copies.restore(run.segment, at: piece.offset, piece.octets) { done in
+            parts?.copies.restore(run.segment, .repair, at: piece.offset, piece.octets) { done in
                 mailbox.deliver(
                     CollectionOfOne(
                         .run { driver in
@@ -137,6 +137,6 @@ extension ClusterDriver {
             return receive(.hint)
         }
         receive(.copyCreated(id))
-        parts?.copies.restore(id, at: piece.offset, piece.octets) { _ in }
+        parts?.copies.restore(id, .newCopy, at: piece.offset, piece.octets) { _ in }
     }
 }

@@ -84,6 +84,14 @@ package enum CopyRead: Sendable {
     case failed
 }
 
+/// Why octets are put into a copy.
+package enum RestorePurpose: Hashable, Sendable {
+    /// A joining member gets its copy (PROTOCOL C1): refused below half of `spool.min_free`, another node has more room.
+    case newCopy
+    /// A member's own copy lacks something: nobody else can take the segment over, so it may use what room there is.
+    case repair
+}
+
 /// Copies of segments that other nodes write, or earlier incarnations of this one wrote. Their own thread writes and syncs.
 ///
 /// Every call: any thread, never blocks; `done` is called exactly once on the store's thread (on the caller's where it is refused
@@ -103,9 +111,10 @@ package protocol CopyKeeping: Sendable {
     func read(
         _ id: SegmentID, _ content: CopyContent, from offset: Int64, atMost: Int,
         done: @escaping @Sendable (CopyRead) -> Void)
-    /// For a joining member (PROTOCOL C1) or a repair: octets of the segment file at their place. Makes the file where there is
-    /// none. Durable when done.
-    func restore(_ id: SegmentID, at offset: Int64, _ octets: ByteBuffer, done: @escaping @Sendable (Bool) -> Void)
+    /// Octets of the segment file at their place. Makes the file where there is none. Durable when done.
+    func restore(
+        _ id: SegmentID, _ purpose: RestorePurpose, at offset: Int64, _ octets: ByteBuffer,
+        done: @escaping @Sendable (Bool) -> Void)
     /// Removes the segment's file, logs and seal; true when they are gone, durably.
     func unlink(_ id: SegmentID, done: @escaping @Sendable (Bool) -> Void)
     /// Every segment of which something lies here.

@@ -30,13 +30,13 @@ package final class CopyStore: CopyKeeping, Sendable {
         case record(SegmentID, UInt64, Int64, ByteBuffer, @Sendable (CopyLog) -> Void)
         case seal(SegmentID, UInt64, @Sendable (CopySeal) -> Void)
         case read(SegmentID, CopyContent, Int64, Int, @Sendable (CopyRead) -> Void)
-        case restore(SegmentID, Int64, ByteBuffer, @Sendable (Bool) -> Void)
+        case restore(SegmentID, RestorePurpose, Int64, ByteBuffer, @Sendable (Bool) -> Void)
         case unlink(SegmentID, @Sendable (Bool) -> Void)
         case inventory(@Sendable ([SegmentID]) -> Void)
 
         var octets: Int {
             switch self {
-            case .append(_, _, let bytes, _), .record(_, _, _, let bytes, _), .restore(_, _, let bytes, _):
+            case .append(_, _, let bytes, _), .record(_, _, _, let bytes, _), .restore(_, _, _, let bytes, _):
                 bytes.readableBytes
             case .create, .seal, .read, .unlink, .inventory: 0
             }
@@ -50,7 +50,7 @@ package final class CopyStore: CopyKeeping, Sendable {
             case .record(_, _, _, _, let done): done(.failed)
             case .seal(_, _, let done): done(.failed)
             case .read(_, _, _, _, let done): done(.failed)
-            case .restore(_, _, _, let done): done(false)
+            case .restore(_, _, _, _, let done): done(false)
             case .unlink(_, let done): done(false)
             case .inventory(let done): done([])
             }
@@ -159,9 +159,10 @@ package final class CopyStore: CopyKeeping, Sendable {
     }
 
     package func restore(
-        _ id: SegmentID, at offset: Int64, _ octets: ByteBuffer, done: @escaping @Sendable (Bool) -> Void
+        _ id: SegmentID, _ purpose: RestorePurpose, at offset: Int64, _ octets: ByteBuffer,
+        done: @escaping @Sendable (Bool) -> Void
     ) {
-        offer(.restore(id, offset, octets, done))
+        offer(.restore(id, purpose, offset, octets, done))
     }
 
     package func unlink(_ id: SegmentID, done: @escaping @Sendable (Bool) -> Void) { offer(.unlink(id, done)) }

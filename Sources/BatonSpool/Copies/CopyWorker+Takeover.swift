@@ -95,8 +95,11 @@ extension CopyWorker {
         return .octets(piece, last: start + count >= buffer.readableBytes)
     }
 
-    mutating func restore(_ id: SegmentID, _ offset: Int64, _ bytes: ByteBuffer, at now: Instant) -> Bool {
+    mutating func restore(
+        _ id: SegmentID, _ purpose: RestorePurpose, _ offset: Int64, _ bytes: ByteBuffer, at now: Instant
+    ) -> Bool {
         guard offset >= 0, offset <= SpoolLimits.segmentBytesMax else { return false }
+        guard purpose == .repair || hasRoom else { return false }
         let files = files(id)
         do throws(DiskError) {
             if try open(id, at: now) == nil {

@@ -70,7 +70,8 @@ struct CopyWorker: Sendable {
                 done(seal(id, epoch, at: now))
             case .read(let id, let content, let offset, let most, let done):
                 done(read(id, content, offset, most, at: now))
-            case .restore(let id, let offset, let bytes, let done): done(restore(id, offset, bytes, at: now))
+            case .restore(let id, let purpose, let offset, let bytes, let done):
+                done(restore(id, purpose, offset, bytes, at: now))
             case .unlink(let id, let done): done(unlink(id))
             case .inventory(let done): done(inventory())
             }
@@ -159,12 +160,18 @@ struct CopyWorker: Sendable {
         }
     }
 
+    /// Whether more copies may be taken: other nodes have more room, and the own mail needs what is left.
+    var hasRoom: Bool {
+        guard let space = try? disk.space(root) else { return true }
+        return space.free >= configuration.minFree / 2
+    }
+
     // MARK: The backup's verbs
 
     private mutating func create(_ id: SegmentID, reserve: Int64, at now: Instant) -> CopyCreation {
         let files = files(id)
         do throws(DiskError) {
-            if let space = try? disk.space(root), space.free < configuration.minFree / 2 { return .noRoom }
+            guard hasRoom else { return .noRoom }
             if let there = try open(id, at: now) {
                 guard there.state.end == 0, !there.state.tailInvalid, !there.state.isSealed else { return .refused }
                 // Of an attempt that died behind the file: its name may not be safe.

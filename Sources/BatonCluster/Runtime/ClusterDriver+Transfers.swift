@@ -17,16 +17,14 @@ extension ClusterDriver {
     mutating func ask(_ run: FetchRun) {
         var asked = run
         asked.askedAt = runtime.time.now()
-        let request = nextFetch
-        nextFetch += 1
+        let request = fetches.begin(asked)
         var most = DriverLimits.pieceOctets
         if case .repair(let upTo) = run.purpose { most = Int(min(Int64(most), max(1, upTo - run.offset))) }
         let question = Fetch(
             request: request, segment: run.segment, epoch: run.epoch, from: run.offset, atMost: most,
-            part: { if case .outcomes = run.purpose { .outcomes } else { .segment } }())
-        fetches[request] = asked
+            part: run.part)
         if !runtime.transport.send([.fetch(question)], to: run.member.node) {
-            fetches[request] = nil
+            fetches.withdraw(request)
             end(run, complete: false)
         }
     }
@@ -34,9 +32,7 @@ extension ClusterDriver {
     /// CHUNK: an answer to a FETCH, or a piece for a joining member.
     mutating func received(_ piece: BatonPeer.CopyPart, from peer: Drainer) {
         guard piece.request != 0 else { return restore(piece, from: peer) }
-        guard var run = fetches.removeValue(forKey: piece.request), run.member.node == peer.node,
-            piece.segment == run.segment, piece.offset == run.offset
-        else { return }
+        guard var run = fetches.answered(by: piece, from: peer.node) else { return }
         guard piece.status == .octets else { return end(run, complete: false) }
         let count = piece.octets.readableBytes
         run.offset += Int64(count)
@@ -79,51 +75,41 @@ extension ClusterDriver {
     mutating func advanceCopy(_ id: SegmentID) {
         guard let run = copies[id], let parts else { return }
         guard let key = state.registry.keys[id], key.joining == run.joiner, key.drainEpoch == run.key.drainEpoch else {
-            copies[id] = nil
+            copies.end(id)
             return receive(.copied(id, epoch: run.key.drainEpoch, run.joiner, complete: false))
         }
         sendPieces(id)
-        guard let run = copies[id], run.reading == 0, run.waiting.isEmpty else { return }
+        guard let run = copies[id], run.isIdle else { return }
         guard run.offset < run.length else {
-            copies[id] = nil
+            copies.end(id)
             return receive(.copied(id, epoch: key.drainEpoch, run.joiner, complete: true))
         }
-        let mailbox = runtime.mailbox
-        var offset = run.offset
-        for _ in 0..<DriverLimits.piecesPerTick where offset < run.length {
-            let (start, count) = (offset, Int(min(run.length - offset, Int64(DriverLimits.pieceOctets))))
-            offset += Int64(count)
-            copies[id]?.reading += 1
-            parts.copies.read(id, .chunks, from: start, atMost: count) { read in
-                mailbox.deliver(CollectionOfOne(.run { $0.readPiece(id, at: start, read) }))
+        let (mailbox, number) = (runtime.mailbox, run.number)
+        for piece in copies.reads(id) {
+            parts.copies.read(id, .chunks, from: piece.offset, atMost: piece.count) { read in
+                mailbox.deliver(CollectionOfOne(.run { $0.readPiece(id, run: number, at: piece.offset, read) }))
             }
         }
-        copies[id]?.offset = offset
     }
 
-    mutating func readPiece(_ id: SegmentID, at offset: Int64, _ read: CopyRead) {
-        guard var run = copies[id] else { return }
-        run.reading -= 1
-        guard case .octets(let octets, _) = read, octets.readableBytes > 0 else {
-            copies[id] = nil
-            return receive(.copied(id, epoch: run.key.drainEpoch, run.joiner, complete: false))
+    private mutating func readPiece(_ id: SegmentID, run number: UInt64, at offset: Int64, _ read: CopyRead) {
+        let octets: ByteBuffer? = if case .octets(let octets, _) = read { octets } else { nil }
+        switch copies.read(id, run: number, at: offset, octets) {
+        case .late: break
+        case .taken: sendPieces(id)
+        case .failed(let run):
+            receive(.copied(id, epoch: run.key.drainEpoch, run.joiner, complete: false))
         }
-        run.waiting.append((offset, octets))
-        copies[id] = run
-        sendPieces(id)
     }
 
-    mutating func sendPieces(_ id: SegmentID) {
-        guard var run = copies[id] else { return }
-        while let piece = run.waiting.first {
+    private mutating func sendPieces(_ id: SegmentID) {
+        let transport = runtime.transport
+        copies.send(id) { run, offset, octets in
             let part = BatonPeer.CopyPart(
-                request: 0, segment: id, epoch: run.key.drainEpoch, offset: piece.offset, part: .segment,
-                status: .octets, isLast: piece.offset + Int64(piece.octets.readableBytes) >= run.length,
-                octets: piece.octets)
-            guard runtime.transport.send([.chunk(part)], to: run.joiner.node) else { break }
-            run.waiting.removeFirst()
+                request: 0, segment: id, epoch: run.key.drainEpoch, offset: offset, part: .segment, status: .octets,
+                isLast: offset + Int64(octets.readableBytes) >= run.length, octets: octets)
+            return transport.send([.chunk(part)], to: run.joiner.node)
         }
-        copies[id] = run
     }
 
     /// Only who is named as joining takes a copy, from the drainer at the key's epoch.

@@ -26,37 +26,11 @@ package enum DriverLimits {
 
 /// A value owned by the cluster's thread.
 struct ClusterDriver: Sendable {
-    struct FetchRun: Sendable {
-        enum Purpose: Sendable {
-            case outcomes
-            case repair(upTo: Int64)
-        }
-
-        let segment: SegmentID
-        let epoch: UInt64
-        let member: EnsembleMember
-        let purpose: Purpose
-        var offset: Int64
-        var collected = ByteBuffer()
-        var askedAt: Instant
-    }
-
-    struct CopyRun: Sendable {
-        let key: SegmentKey
-        let joiner: EnsembleMember
-        let length: Int64
-        var offset: Int64 = 0
-        var reading = 0
-        /// Pieces that were read and not yet taken by the transport, in order.
-        var waiting: [(offset: Int64, octets: ByteBuffer)] = []
-    }
-
     let runtime: ClusterRuntime
     let parts: ClusterParts?
     var state: TakeoverState
-    var fetches: [UInt64: FetchRun] = [:]
-    var nextFetch: UInt64 = 1
-    var copies: [SegmentID: CopyRun] = [:]
+    var fetches = FetchRuns()
+    var copies = CopyRuns()
     var gathered = GatheredOutcomes()
     private var permits: [SegmentID: Instant] = [:]
     private var marks: [SegmentID: Marks] = [:]
@@ -94,11 +68,8 @@ struct ClusterDriver: Sendable {
         runtime.replicator.tick(at: now)
         runtime.permission.tick(at: now)
         for (id, until) in permits { permit(id, until) }
-        for (request, run) in fetches where now - run.askedAt > DriverLimits.fetchDeadline {
-            fetches[request] = nil
-            end(run, complete: false)
-        }
-        for id in copies.keys { advanceCopy(id) }
+        for run in fetches.overdue(at: now) { end(run, complete: false) }
+        for id in copies.segments { advanceCopy(id) }
         let drains = state.drains
         gathered.keep { id, epoch in drains[id]?.epoch == epoch && drains[id]?.phase != .ready }
         tellScanned()
@@ -192,7 +163,7 @@ struct ClusterDriver: Sendable {
         case .settled(let id, let epoch, let upTo): settled(id, epoch, upTo)
         case .copy(let key, let joiner):
             guard let length = key.sealedAt else { return }
-            copies[key.id] = CopyRun(key: key, joiner: joiner, length: length)
+            copies.begin(key, to: joiner, length: length)
             advanceCopy(key.id)
         case .askFinished(let id, let epoch, let node):
             _ = transport.send([.finished(Finished(segment: id, epoch: epoch))], to: node)

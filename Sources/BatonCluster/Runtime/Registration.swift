@@ -12,6 +12,12 @@ package struct RegistrationRefusal: Error, CustomStringConvertible {
     package let description: String
 }
 
+/// Bounds of the registration (docs/LIMITS.md, "The cluster's runtime").
+package enum RegistrationLimits {
+    /// Between two tries of whatever the control plane did not answer.
+    package static let pause = TimeSpan.milliseconds(500)
+}
+
 /// Registers one incarnation, once: a lease that is lost ends the incarnation (PROTOCOL T2).
 package final class Registration: Sendable {
     private let agent: ControlAgent
@@ -20,23 +26,27 @@ package final class Registration: Sendable {
     private let lease: TimeSpan
     private let logger: Logger
     private let time: any TimeSource
+    private let pause: TimeSpan
     private let state = Mutex(State())
 
     private struct State {
         var keeper: LeaseKeeper?
         var lease: ControlLeaseID?
         var stopped = false
-        var entry: NodeEntry?
+        /// What the node key is to say: it only ever goes on from joining to drained.
+        var announced = NodeEntry.State.joining
     }
 
     package init(
-        agent: ControlAgent, entry: NodeEntry, disk: UInt64, lease: TimeSpan, time: any TimeSource, logger: Logger
+        agent: ControlAgent, entry: NodeEntry, disk: UInt64, lease: TimeSpan, time: any TimeSource, logger: Logger,
+        pause: TimeSpan = RegistrationLimits.pause
     ) {
         self.agent = agent
         self.entry = entry
         self.disk = disk
         self.lease = lease
         self.time = time
+        self.pause = pause
         self.logger = logger
     }
 
@@ -84,7 +94,7 @@ package final class Registration: Sendable {
             } catch {
                 if case .refused(.invalid, let text) = error { throw RegistrationRefusal(description: text) }
                 logger.warning("cluster: cannot register yet", metadata: ["why": "\(error)"])
-                try? await Task.sleep(nanoseconds: 500_000_000)
+                await rest()
             }
         }
     }
@@ -122,28 +132,45 @@ package final class Registration: Sendable {
         state.withLock { state in
             state.keeper = keeper
             state.lease = granted.id
-            state.entry = entry
         }
         return nil
     }
 
-    /// Says what the node is doing now: joining, serving, draining, drained.
-    package func announce(_ nodeState: NodeEntry.State) async {
-        let (lease, entry) = state.withLock { ($0.lease, $0.entry) }
-        guard let lease, var entry, entry.state != nodeState else { return }
-        entry.state = nodeState
+    private func rest() async { try? await Task.sleep(nanoseconds: UInt64(max(0, pause.nanoseconds))) }
+
+    /// Says what the node is doing now: joining, serving, draining, drained. Without it the others would go by what it said before,
+    /// so it is tried until it is said, `stop` is called, the lease is gone, or `span` is over. What was said later stays: a node
+    /// that drains is not serving again.
+    package func announce(_ nodeState: NodeEntry.State, within span: TimeSpan? = nil) async {
+        let end = span.map { time.now() + $0 }
+        state.withLock { if $0.announced.step < nodeState.step { $0.announced = nodeState } }
+        while await !isSaid() {
+            if let end, time.now() >= end { return }
+            await rest()
+        }
+    }
+
+    /// Whether nothing is left to be tried.
+    private func isSaid() async -> Bool {
+        let (lease, announced, stopped) = state.withLock { ($0.lease, $0.announced, $0.stopped) }
+        guard let lease, !stopped else { return true }
         let path = paths.node(entry.id)
-        for _ in 0..<5 {
-            guard let found = try? await plane.get(path), let there = found.entries.first, there.lease == lease else {
-                return
-            }
-            let commit = try? await plane.commit(
+        do throws(ControlFailure) {
+            // Read anew each time: a try without an answer may have landed.
+            guard let there = try await plane.get(path).entries.first, there.lease == lease else { return true }
+            if let said: NodeEntry = ClusterCodec.decode(there.value), said.state == announced { return true }
+            var wanted = entry
+            wanted.state = announced
+            let commit = try await plane.commit(
                 ControlTransaction(
-                    if: [.modified(path, at: there.modified)], [.put(path, ClusterCodec.json(entry), lease: lease)]))
-            if case .committed? = commit {
-                let said = entry
-                return state.withLock { $0.entry = said }
-            }
+                    if: [.modified(path, at: there.modified)], [.put(path, ClusterCodec.json(wanted), lease: lease)]))
+            guard case .committed = commit else { return false }
+            return true
+        } catch {
+            logger.warning(
+                "cluster: the others are not told yet what this node does",
+                metadata: ["state": "\(announced.rawValue)", "why": "\(error)"])
+            return false
         }
     }
 
@@ -169,5 +196,18 @@ package final class Registration: Sendable {
         }
         if let lease { try? await plane.revoke(lease) }
         keeper?.stop()
+    }
+}
+
+extension NodeEntry.State {
+    /// A node goes through them in this order.
+    fileprivate var step: Int {
+        switch self {
+        case .joining: 0
+        case .serving: 1
+        case .draining: 2
+        case .drained: 3
+        case .dead: 4
+        }
     }
 }

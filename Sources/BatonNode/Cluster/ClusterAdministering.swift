@@ -90,6 +90,8 @@ package enum ClusterAdminLimits {
     /// Default of `drain --deadline`, and the longest one.
     package static let drainDeadline = TimeSpan.minutes(10)
     package static let drainDeadlineMax = TimeSpan.hours(24)
+    /// How long a drained node tries to say so before it leaves anyway.
+    package static let announceWait = TimeSpan.seconds(5)
     /// How long a drained node goes on answering before it exits.
     package static let drainedLinger = TimeSpan.seconds(3)
     /// Rows of `takeovers` and `limits` in a report; the rest is left out.

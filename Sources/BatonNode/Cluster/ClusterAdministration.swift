@@ -304,7 +304,9 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
     private func runDrain() async {
         relay.logger.notice("cluster: this node is drained")
         relay.gate.stopAccepting()
-        await runtime.registration.announce(.draining)
+        // A control plane that does not answer holds no mail up.
+        let registration = runtime.registration
+        Task { await registration.announce(.draining) }
         while relay.spool.stats.messages > 0 {
             guard let deadline = state.withLock({ $0.drain?.deadline }), relay.time.now() < deadline else { break }
             try? await Task.sleep(nanoseconds: 100_000_000)
@@ -312,11 +314,11 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
         runtime.leave()
         await relay.stopDelivering()
         await runtime.settle(within: .seconds(5))
-        await runtime.registration.announce(.drained)
+        await registration.announce(.drained, within: ClusterAdminLimits.announceWait)
         state.withLock { $0.drained = true }
         try? await Task.sleep(nanoseconds: UInt64(ClusterAdminLimits.drainedLinger.nanoseconds))
         await NodeQuota.remove(runtime.settings.me.node, from: runtime.agent)
-        await runtime.registration.stop(forGood: true)
+        await registration.stop(forGood: true)
         relay.logger.notice("cluster: this node has left")
         if state.withLock({ $0.drain?.exit }) == true { kill(getpid(), SIGTERM) }
     }

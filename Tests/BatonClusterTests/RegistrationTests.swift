@@ -132,4 +132,50 @@ private final class TroubledPlane: ControlPlane {
         #expect(node().state == .draining)
         await registration.stop(forGood: false)
     }
+
+    // MARK: Declared lost
+
+    /// What `baton cluster forget` writes.
+    private func forget() -> ControlTransaction {
+        ControlTransaction(
+            if: [.absent(paths.node("n1"))],
+            [
+                .delete(paths.roster("n1")),
+                .put(paths.forgotten("n1", disk: disk), ClusterCodec.json(RosterEntry(id: "n1", disk: disk))),
+            ])
+    }
+
+    private var isForgotten: Bool { plane.inner.snapshot.entries[paths.forgotten("n1", disk: disk)] != nil }
+
+    /// A segment that names this disk: with it, a disk that was declared lost may not come back.
+    private func putSegment() async throws {
+        let id = SegmentID(writer: NodeID(name: "n2"), incarnation: Incarnation(value: 5), index: 3)
+        let key = SegmentKey(
+            id: id, ensemble: [EnsembleMember(node: NodeID(name: "n1"), diskID: disk)], appendEpoch: 1,
+            state: .sealed(at: 8192), drainer: Drainer(node: id.writer, incarnation: id.incarnation), drainEpoch: 1)
+        let put = ControlWrite.put(paths.segment(id), ClusterCodec.encode(key))
+        _ = try await plane.commit(ControlTransaction(if: [], [put]))
+    }
+
+    @Test func forgetBetweenReadAndRegistrationIsLost() async throws {
+        try await putSegment()
+        let (inner, node, declared) = (plane.inner, paths.node("n1"), forget())
+        plane.beforeCommit.withLock { before in
+            before = { transaction in
+                guard transaction.writes.contains(where: { $0.key == node }) else { return false }
+                inner.commit(declared) { _ in }
+                return true
+            }
+        }
+        await #expect(throws: RegistrationRefusal.self) { try await register() }
+        #expect(isForgotten && self.node().state == nil)
+        await registration.stop(forGood: false)
+    }
+
+    @Test func forgottenDiskWithoutSegmentsNeverComesBack() async throws {
+        _ = try await plane.commit(forget())
+        try await register()
+        #expect(!isForgotten && node().state == .joining)
+        await registration.stop(forGood: false)
+    }
 }

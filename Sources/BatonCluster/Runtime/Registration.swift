@@ -110,17 +110,24 @@ package final class Registration: Sendable {
                 ControlTransaction(if: [.modified(path, at: old.modified)], [.delete(path)]))
             guard case .committed = gone else { throw .unknown("the node's key changes") }
         }
+        // As it was when `check` looked: a loss that is declared meanwhile is not undone unread.
+        let forgotten = paths.forgotten(entry.id, disk: disk)
+        let asRead: ControlComparison =
+            found.entries.first { $0.key == forgotten }.map { .modified(forgotten, at: $0.modified) }
+            ?? .absent(forgotten)
         let sentAt = BootTimeSource().now()
         let granted = try await plane.grantLease(lease)
         let put = try await plane.commit(
             ControlTransaction(
-                if: [.absent(path)],
+                if: [.absent(path), asRead],
                 [
                     .put(path, ClusterCodec.json(entry), lease: granted.id),
                     .put(paths.roster(entry.id), ClusterCodec.json(RosterEntry(id: entry.id, disk: disk))),
-                    .delete(paths.forgotten(entry.id, disk: disk)), .delete(paths.drain(entry.id)),
+                    .delete(forgotten), .delete(paths.drain(entry.id)),
                 ]))
-        guard case .committed(let header) = put else { throw .unknown("the node's key is there again") }
+        guard case .committed(let header) = put else {
+            throw .unknown("the node's key is there again, or it was declared lost")
+        }
         agent.registered(at: header.revision)
         let keeper = LeaseKeeper(granted, of: plane, sentAt: sentAt) { [logger] news in
             switch news {

@@ -33,6 +33,16 @@ private typealias Rig = TakeoverRig
         #expect(rig.stores.first?.drainer == Rig.me)
     }
 
+    @Test func emptyFileOfAFormerRunStaysForEver() {
+        var rig = Rig()
+        let former = SegmentID(writer: Rig.me.node, incarnation: Incarnation(value: 10), index: 0)
+        let living = SegmentID(writer: Rig.other.node, incarnation: Rig.other.incarnation, index: 7)
+        for id in [former, living, Rig.own] { rig.give(.copyCreated(id)) }
+        rig.list([], alive: [Rig.otherNode])
+        // What a run that lives has made may be registered at this moment, this node's own too.
+        #expect(rig.actions.filter { if case .dropIfEmpty = $0 { true } else { false } } == [.dropIfEmpty(former)])
+    }
+
     @Test func strangerTakesOver() {
         var rig = Rig()
         var key = Rig.key()

@@ -106,6 +106,22 @@ import Testing
     #expect(again.create(id) == .refused)
 }
 
+@Test func copyWithARottenBeginningIsDroppedAsEmpty() throws {
+    let sent = try LaneChunks.make(1).sent
+    let id = sent[0].segment
+    let empty = SegmentID(writer: id.writer, incarnation: id.incarnation, index: 9)
+    let disk = MemoryDisk()
+    let rig = try CopyRig(on: disk)
+    for created in [id, empty] { #expect(rig.create(created) == .created) }
+    _ = rig.append(id, at: 0, sent[0].chunk)
+    rig.stop()
+    disk.flip("copies/segments/\(SegmentName(id).segmentFile)", at: 1)
+    let again = try CopyRig(on: disk)
+    for dropped in [id, empty] { again.store.unlinkIfEmpty(dropped) }
+    again.store.pump()
+    #expect(try again.disk.list("copies/segments") == [SegmentName(id).segmentFile])
+}
+
 @Test func fullDiskIsCalledDurable() throws {
     let sent = try LaneChunks.make(1).sent
     let id = sent[0].segment

@@ -175,7 +175,7 @@ struct ClusterDriver: Sendable {
         case .stopWriting(let id):
             runtime.replicator.ended(id)
             parts?.spool.stopWriting(id)
-        case .dropIfEmpty(let id): dropIfEmpty(id)
+        case .dropIfEmpty(let id): parts?.copies.unlinkIfEmpty(id)
         case .tookOver(let id, let former):
             runtime.notices.withLock { notices in
                 notices.append(TakeoverNotice(segment: id, from: former, at: runtime.time.now()))
@@ -246,14 +246,6 @@ struct ClusterDriver: Sendable {
         }
         let mailbox = runtime.mailbox
         parts.copies.unlink(id) { gone in mailbox.deliver(CollectionOfOne(.event(.unlinked(id, gone: gone)))) }
-    }
-
-    private func dropIfEmpty(_ id: SegmentID) {
-        let copies = parts?.copies
-        copies?.read(id, .chunks, from: 0, atMost: 1) { read in
-            guard case .octets(let octets, _) = read, octets.readableBytes == 0 else { return }
-            copies?.unlink(id) { _ in }
-        }
     }
 
     // MARK: Outcomes

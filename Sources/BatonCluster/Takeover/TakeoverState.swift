@@ -278,7 +278,9 @@ package struct TakeoverState: StateMachine {
 
     /// Files whose key was never written, and can never be: the writer's run is over (A4). The shell checks that they are empty.
     private mutating func dropUnregistered(_ listing: Listing) {
-        for id in copies.keys where registry.keys[id] == nil && unlinking[id] == nil && id.writer != me.node {
+        for id in copies.keys where registry.keys[id] == nil && unlinking[id] == nil {
+            // What this run writes may be on its way into the control plane.
+            guard Drainer(node: id.writer, incarnation: id.incarnation) != me else { continue }
             let lives = listing.nodes.contains { $0.node == id.writer && $0.incarnation == id.incarnation }
             if !lives, copies[id] == true {
                 copies[id] = false

@@ -117,6 +117,9 @@ package protocol CopyKeeping: Sendable {
         done: @escaping @Sendable (Bool) -> Void)
     /// Removes the segment's file, logs and seal; true when they are gone, durably.
     func unlink(_ id: SegmentID, done: @escaping @Sendable (Bool) -> Void)
+    /// `unlink` of a file in which nothing was ever written. One whose beginning cannot be read is damage, never emptiness: it
+    /// stays (PROTOCOL A4).
+    func unlinkIfEmpty(_ id: SegmentID)
     /// Every segment of which something lies here.
     func inventory(done: @escaping @Sendable ([SegmentID]) -> Void)
 }

@@ -32,13 +32,14 @@ package final class CopyStore: CopyKeeping, Sendable {
         case read(SegmentID, CopyContent, Int64, Int, @Sendable (CopyRead) -> Void)
         case restore(SegmentID, RestorePurpose, Int64, ByteBuffer, @Sendable (Bool) -> Void)
         case unlink(SegmentID, @Sendable (Bool) -> Void)
+        case unlinkIfEmpty(SegmentID)
         case inventory(@Sendable ([SegmentID]) -> Void)
 
         var octets: Int {
             switch self {
             case .append(_, _, let bytes, _), .record(_, _, _, let bytes, _), .restore(_, _, _, let bytes, _):
                 bytes.readableBytes
-            case .create, .seal, .read, .unlink, .inventory: 0
+            case .create, .seal, .read, .unlink, .unlinkIfEmpty, .inventory: 0
             }
         }
 
@@ -52,6 +53,7 @@ package final class CopyStore: CopyKeeping, Sendable {
             case .read(_, _, _, _, let done): done(.failed)
             case .restore(_, _, _, _, let done): done(false)
             case .unlink(_, let done): done(false)
+            case .unlinkIfEmpty: break
             case .inventory(let done): done([])
             }
         }
@@ -166,6 +168,8 @@ package final class CopyStore: CopyKeeping, Sendable {
     }
 
     package func unlink(_ id: SegmentID, done: @escaping @Sendable (Bool) -> Void) { offer(.unlink(id, done)) }
+
+    package func unlinkIfEmpty(_ id: SegmentID) { offer(.unlinkIfEmpty(id)) }
 
     package func inventory(done: @escaping @Sendable ([SegmentID]) -> Void) { offer(.inventory(done)) }
 }

@@ -73,6 +73,7 @@ struct CopyWorker: Sendable {
             case .restore(let id, let purpose, let offset, let bytes, let done):
                 done(restore(id, purpose, offset, bytes, at: now))
             case .unlink(let id, let done): done(unlink(id))
+            case .unlinkIfEmpty(let id): unlinkIfEmpty(id, at: now)
             case .inventory(let done): done(inventory())
             }
         }
@@ -309,6 +310,13 @@ struct CopyWorker: Sendable {
             logger.error("copies: files cannot be removed", metadata: ["segment": "\(SegmentName(id))"])
             return false
         }
+    }
+
+    private mutating func unlinkIfEmpty(_ id: SegmentID, at now: Instant) {
+        guard let copy = try? open(id, at: now), let file = copy.file,
+            let found = try? scan(id, file, acked: copy.ackedOffset), found.end == 0, !found.tailInvalid
+        else { return }
+        _ = unlink(id)
     }
 
     private func inventory() -> [SegmentID] {

@@ -72,9 +72,7 @@ extension CopyWorker {
                 let bytes = try DiskRead.upTo(count, of: file, at: offset, from: disk)
                 return .octets(bytes, last: offset + Int64(bytes.readableBytes) >= end)
             case .outcomeEntries:
-                let entries = try files.entries()
-                guard entries.readableBytes <= CopyLimits.entryOctets else { return .failed }
-                return Self.slice(entries, offset, most)
+                return Self.piece(of: try files.entries(), from: offset, atMost: most)
             case .outcomeLog(let epoch):
                 let file = try disk.open(files.logPath(epoch: epoch), .read)
                 defer { try? disk.close(file) }
@@ -88,7 +86,9 @@ extension CopyWorker {
         }
     }
 
-    private static func slice(_ buffer: ByteBuffer, _ offset: Int64, _ most: Int) -> CopyRead {
+    /// More than its bound a taker would not take into memory anyway.
+    static func piece(of buffer: ByteBuffer, from offset: Int64, atMost most: Int) -> CopyRead {
+        guard buffer.readableBytes <= CopyLimits.entryOctets else { return .failed }
         let start = Int(min(offset, Int64(buffer.readableBytes)))
         let count = min(most, buffer.readableBytes - start)
         guard let piece = buffer.getSlice(at: buffer.readerIndex + start, length: count) else { return .failed }

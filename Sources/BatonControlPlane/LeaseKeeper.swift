@@ -17,10 +17,10 @@ package final class LeaseKeeper: Sendable {
     }
 
     /// - Parameter sentAt: when the grant was asked for, by `time`.
-    /// - Parameter time: counts time of suspension too, as the store does while this machine sleeps.
+    /// - Parameter time: counts time of suspension too, as the store does while this machine sleeps (`SystemTimeSource`).
     /// - Parameter tell: called on the keeper's thread; must not block.
     package init(
-        _ lease: ControlLease, of plane: any ControlPlane, sentAt: Instant, time: any TimeSource = BootTimeSource(),
+        _ lease: ControlLease, of plane: any ControlPlane, sentAt: Instant, time: any TimeSource,
         tell: @escaping @Sendable (LeaseNews) -> Void
     ) {
         self.lease = lease.id
@@ -67,16 +67,5 @@ package final class LeaseKeeper: Sendable {
     package func stop() {
         mailbox.close()
         thread.join()
-    }
-}
-
-/// The process clock with the time that the machine was suspended: a lease goes on ending meanwhile.
-package struct BootTimeSource: TimeSource {
-    package init() {}
-
-    package func now() -> Instant {
-        var time = timespec()
-        clock_gettime(CLOCK_BOOTTIME, &time)
-        return Instant(secondsSinceEpoch: Int64(time.tv_sec)) + TimeSpan(nanoseconds: Int64(time.tv_nsec))
     }
 }

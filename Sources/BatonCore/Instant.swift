@@ -2,7 +2,7 @@
 
 /// Nanoseconds since the Unix epoch. State machines get it as an argument and never read a clock themselves.
 ///
-/// Within a process it never goes back: `SystemTimeSource` adds monotonic time to the wall clock read at start.
+/// Within a process it never goes back: `SystemTimeSource` adds the time that has passed since to the wall clock read at start.
 /// Arithmetic saturates, so that an absurd value from a disk cannot trap.
 package struct Instant: Comparable, Hashable, Sendable, BitwiseCopyable {
     package var nanoseconds: Int64

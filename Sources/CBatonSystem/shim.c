@@ -98,6 +98,7 @@ static int64_t clock_nanoseconds(clockid_t clock) {
 }
 
 int64_t baton_clock_realtime(void) { return clock_nanoseconds(CLOCK_REALTIME); }
+int64_t baton_clock_elapsed(clockid_t clock) { return clock_nanoseconds(clock); }
 int64_t baton_clock_monotonic(void) { return clock_nanoseconds(CLOCK_MONOTONIC); }
 
 uint64_t baton_process_cpu_microseconds(void) {

@@ -95,12 +95,14 @@ struct EtcdFaultTests {
     /// By hand, under a live node: it has to hear of it within a renewal.
     @Test func revokedLeaseIsKeptByItsHolder() async throws {
         try await withEtcd(EtcdServer()) { server, plane in
-            let clock = BootTimeSource()
+            let clock = SystemTimeSource()
             let sentAt = clock.now()
             let lease = try await plane.grantLease(.seconds(3))
             let renewals = Counter()
             let ends = Counter()
-            let keeper = LeaseKeeper(lease, of: plane, sentAt: sentAt) { ($0 == .gone ? ends : renewals).add() }
+            let keeper = LeaseKeeper(lease, of: plane, sentAt: sentAt, time: clock) {
+                ($0 == .gone ? ends : renewals).add()
+            }
             defer { keeper.stop() }
             try await eventually("a renewal") { renewals.value > 0 }
             #expect(keeper.isAlive(at: clock.now()))
@@ -114,7 +116,10 @@ struct EtcdFaultTests {
         try await withEtcd(EtcdServer(members: 3)) { server, plane in
             let lease = try await plane.grantLease(.seconds(6))
             let news = Counter()
-            let keeper = LeaseKeeper(lease, of: plane, sentAt: BootTimeSource().now()) { if $0 == .gone { news.add() } }
+            let clock = SystemTimeSource()
+            let keeper = LeaseKeeper(lease, of: plane, sentAt: clock.now(), time: clock) {
+                if $0 == .gone { news.add() }
+            }
             defer { keeper.stop() }
             _ = try await plane.commit(ControlTransaction(if: [], [.put("/alive", [], lease: lease.id)]))
             let log = WatchLog()

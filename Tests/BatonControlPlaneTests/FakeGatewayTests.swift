@@ -97,9 +97,11 @@ struct FakeGatewayTests {
             // The bulk thread has all that it takes; the rest is refused, not queued.
             #expect(overloaded.value > 0)
             let lease = ControlLease(id: ControlLeaseID(value: 5), ttl: .milliseconds(900))
-            let time = BootTimeSource()
+            let time = SystemTimeSource()
             let renewed = ThreadMailbox<LeaseNews>(capacity: 100)
-            let keeper = LeaseKeeper(lease, of: plane, sentAt: time.now()) { renewed.deliver(CollectionOfOne($0)) }
+            let keeper = LeaseKeeper(lease, of: plane, sentAt: time.now(), time: time) {
+                renewed.deliver(CollectionOfOne($0))
+            }
             defer { keeper.stop() }
             let news = renewed.take(limit: 1, timeoutNanoseconds: 10_000_000_000)?.first
             guard case .alive(let until) = news else { return fail("\(String(describing: news))") }

@@ -115,7 +115,7 @@ package final class Registration: Sendable {
         let asRead: ControlComparison =
             found.entries.first { $0.key == forgotten }.map { .modified(forgotten, at: $0.modified) }
             ?? .absent(forgotten)
-        let sentAt = BootTimeSource().now()
+        let sentAt = time.now()
         let granted = try await plane.grantLease(lease)
         let put = try await plane.commit(
             ControlTransaction(
@@ -129,7 +129,7 @@ package final class Registration: Sendable {
             throw .unknown("the node's key is there again, or it was declared lost")
         }
         agent.registered(at: header.revision)
-        let keeper = LeaseKeeper(granted, of: plane, sentAt: sentAt) { [logger] news in
+        let keeper = LeaseKeeper(granted, of: plane, sentAt: sentAt, time: time) { [logger] news in
             switch news {
             case .alive: break
             case .overdue: logger.warning("cluster: the lease is overdue; others may take this node for dead")

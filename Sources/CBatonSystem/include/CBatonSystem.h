@@ -45,6 +45,7 @@ void baton_random(void *buffer, size_t length);
 
 /// Nanoseconds of CLOCK_REALTIME and of CLOCK_MONOTONIC.
 int64_t baton_clock_realtime(void);
+int64_t baton_clock_elapsed(clockid_t clock);
 int64_t baton_clock_monotonic(void);
 
 /// User plus system CPU time of the process in microseconds.

@@ -305,3 +305,25 @@ private func reopened(_ directory: DataDirectory) throws -> DataDirectory {
     heir.spool.pump()
     #expect(sink.refusal(1)?.isNoCopies == true)
 }
+
+@Test func recoveryIsToldOfCopiesAsIfTheyWereWhole() throws {
+    let sent = try LaneChunks.make(3).sent
+    let id = sent[0].segment
+    let other = SegmentID(writer: id.writer, incarnation: id.incarnation, index: 9)
+    let copies = try CopyRig(on: MemoryDisk())
+    for created in [id, other] { #expect(copies.create(created) == .created) }
+    for piece in sent { _ = copies.append(id, at: piece.offset, piece.chunk) }
+    let end = try #require(copies.end(id, sealedAt: 3))
+    _ = copies.record(other, 2, from: 0, ByteBuffer(repeating: 7, count: 100))
+    let spool = try Heir(copies.directory).spool
+    // Without the segments that the heir has made ready for its own mail.
+    func told() throws -> Set<CopyOnDisk> { Set(try spool.copiesOnDisk().filter { $0.id.writer == id.writer }) }
+    let empty = CopyOnDisk(id: other, epoch: 2, sealed: 0, end: 0)
+    #expect(try told() == [CopyOnDisk(id: id, epoch: 3, sealed: 3, end: end), empty])
+    // A chunk without its header, and a seal that is rotten.
+    copies.disk.flip("copies/segments/\(SegmentName(id).segmentFile)", at: Int(sent[2].offset) + 20)
+    copies.disk.flip("copies/segments/\(SegmentName(id).sealFile)", at: 5)
+    #expect(try told() == [CopyOnDisk(id: id, epoch: 1, sealed: 0, end: sent[2].offset), empty])
+    copies.disk.fail(DiskFault(call: "list", errno: EIO))
+    #expect(throws: SpoolError.self) { try told() }
+}

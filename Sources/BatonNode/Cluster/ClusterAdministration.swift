@@ -204,7 +204,7 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
         Task {
             let answer: (status: Int, json: [UInt8])
             if name == RegistryRecovery.question {
-                answer = (200, await RegistryRecovery.inventory(of: self.relay))
+                answer = await RegistryRecovery.inventory(of: self.relay)
             } else {
                 answer = await queries?.answer(name, json) ?? (503, [])
             }

@@ -5,43 +5,61 @@ import BatonCore
 import BatonModel
 import BatonRuntime
 import BatonSpool
-import Foundation
-
-/// What one disk says of one segment. Nothing is sealed or changed by asking.
-struct CopyClaim: Codable, Sendable, Hashable {
-    var writer: String
-    var incarnation: String
-    var index: String
-    var disk: String
-    /// The highest epoch of a seal or an outcome log here.
-    var epoch: UInt64
-
-    var id: SegmentID? {
-        guard let writer = UInt64(writer, radix: 16), let run = UInt64(incarnation, radix: 16),
-            let index = UInt64(index, radix: 16)
-        else { return nil }
-        return SegmentID(writer: NodeID(value: writer), incarnation: Incarnation(value: run), index: index)
-    }
-}
 
 enum RegistryRecovery {
     /// The name of the question, which no HTTP resource has.
     static let question = "copies"
 
-    static func inventory(of relay: RelayNode) async -> [UInt8] { ClusterCodec.json(await claims(of: relay)) }
-
-    private static func claims(of relay: RelayNode) async -> [CopyClaim] {
-        let found = try? await RelayNode.blocking { try relay.spool.copiesOnDisk() }
-        return (found ?? []).map { copy in
-            CopyClaim(
-                writer: SegmentName.hex(copy.id.writer.value), incarnation: SegmentName.hex(copy.id.incarnation.value),
-                index: SegmentName.hex(copy.id.index), disk: SegmentName.hex(relay.directory.identity.diskID),
-                epoch: copy.epoch)
+    /// This disk's part. Throws where it cannot be listed: a registry that lacks a copy is worse than none.
+    static func claims(
+        of disk: UInt64, _ list: @escaping @Sendable () throws -> [CopyOnDisk]
+    ) async throws(ProblemReport) -> [CopyClaim] {
+        do {
+            return try await RelayNode.blocking(list).map { CopyClaim($0, disk: disk) }
+        } catch {
+            throw ProblemReport(500, "Internal Server Error", "the copies on this disk cannot be listed: \(error)")
         }
     }
 
-    /// A key for each segment that lies on a disk and has none: open, drained by its writer's old run, at the highest epoch that
-    /// any disk knows. A member then takes it over by the ordinary steps, which fix its length and gather its outcomes.
+    private static func claims(of relay: RelayNode) async throws(ProblemReport) -> [CopyClaim] {
+        let spool = relay.spool
+        return try await claims(of: relay.directory.identity.diskID) { try spool.copiesOnDisk() }
+    }
+
+    /// The answer to another node's question.
+    static func inventory(
+        of disk: UInt64, _ list: @escaping @Sendable () throws -> [CopyOnDisk]
+    ) async -> (status: Int, json: [UInt8]) {
+        do throws(ProblemReport) {
+            return (200, ClusterCodec.json(try await claims(of: disk, list)))
+        } catch {
+            return (error.status, [])
+        }
+    }
+
+    static func inventory(of relay: RelayNode) async -> (status: Int, json: [UInt8]) {
+        let spool = relay.spool
+        return await inventory(of: relay.directory.identity.diskID) { try spool.copiesOnDisk() }
+    }
+
+    /// Puts the others' answers together.
+    ///
+    /// - Returns: the nodes of the roster whose disks have not told of themselves. While there is one, no key may be written: a
+    ///   segment would be taken over without the copy that is whole, and its key, once there, gets no further members.
+    static func gather(_ answers: PeerAnswers, of roster: [String], into merge: inout RegistryMerge) -> [String] {
+        var missing = Set(roster).union(answers.missing)
+        for answer in answers.answers {
+            guard answer.status == 200, let claims: [CopyClaim] = ClusterCodec.decode(answer.json) else {
+                missing.insert(answer.node)
+                continue
+            }
+            missing.remove(answer.node)
+            merge.add(claims, of: answer.node)
+        }
+        return missing.sorted()
+    }
+
+    /// A key for each segment that lies on a disk and has none.
     static func run(
         _ administration: ClusterAdministration, relay: RelayNode, agent: ControlAgent
     ) async throws -> ClusterRecoveryReport {
@@ -51,36 +69,29 @@ enum RegistryRecovery {
         } catch {
             throw ProblemReport(503, "Service Unavailable", "the control plane does not answer")
         }
-        var copies: [SegmentID: (members: [EnsembleMember], epoch: UInt64)] = [:]
-        func add(_ claims: [CopyClaim], of node: String) {
-            for claim in claims {
-                guard let id = claim.id, let disk = UInt64(claim.disk, radix: 16) else { continue }
-                var entry = copies[id] ?? ([], 1)
-                entry.members.append(EnsembleMember(node: NodeID(name: node), diskID: disk))
-                entry.epoch = max(entry.epoch, claim.epoch)
-                copies[id] = entry
-            }
-        }
-        add(await claims(of: relay), of: administration.node)
-        let answers = await administration.ask(question, [], nodes: nil, within: .seconds(10))
-        for answer in answers.answers where answer.status == 200 {
-            add(ClusterCodec.decode(answer.json) ?? [], of: answer.node)
-        }
+        var merge = RegistryMerge()
+        merge.add(try await claims(of: relay), of: administration.node)
+        let answers = await administration.ask(
+            question, [], nodes: nil, within: ClusterAdminLimits.searchWait)
+        let others = view.roster.map(\.id).filter { $0 != administration.node }
+        let missing = gather(answers, of: others, into: &merge)
         let known = Set(view.listing.keys.map(\.id))
         let live = Set(view.nodes.compactMap(\.run))
-        var report = ClusterRecoveryReport(segments: copies.count, written: 0, incomplete: answers.missing)
-        for (id, copy) in copies where !known.contains(id) {
-            let writer = Drainer(node: id.writer, incarnation: id.incarnation)
+        var report = ClusterRecoveryReport(segments: merge.segments.count, written: 0, incomplete: missing)
+        guard missing.isEmpty else { return report }
+        for id in merge.segments where !known.contains(id) {
             // Its writer lives: it is being registered at this moment.
-            if live.contains(writer) { continue }
-            var key = SegmentKey(
-                id: id, ensemble: copy.members.sorted { $0.node.value < $1.node.value }, drainer: writer)
-            key.drainEpoch = copy.epoch
+            if live.contains(Drainer(node: id.writer, incarnation: id.incarnation)) { continue }
+            guard let (key, leftOut) = merge.key(of: id) else { continue }
             let path = agent.paths.segment(id)
             do {
                 let commit = try await agent.plane.commit(
                     ControlTransaction(if: [.absent(path)], [.put(path, ClusterCodec.encode(key))]))
-                if case .committed = commit { report.written += 1 }
+                guard case .committed = commit else { continue }
+                report.written += 1
+                for node in leftOut {
+                    report.problems.append("\(SegmentName(id)): the copy on \(node) is shorter and was left out")
+                }
             } catch {
                 report.problems.append("\(SegmentName(id)): \(error)")
             }

@@ -136,32 +136,3 @@ extension Spool: SegmentDraining {
 
     package func segment(of handle: UInt32) -> SegmentID? { ledger.name(of: handle)?.id }
 }
-
-// MARK: For recover-registry
-
-/// A segment of which something lies on this disk.
-package struct CopyOnDisk: Hashable, Sendable {
-    package let id: SegmentID
-    /// The highest epoch of a seal or an outcome log here; at least 1.
-    package let epoch: UInt64
-}
-
-extension Spool {
-    /// Everything with a segment file, whatever the registry says. Blocking; reads only.
-    package func copiesOnDisk() throws(SpoolError) -> [CopyOnDisk] {
-        do throws(DiskError) {
-            var found: [CopyOnDisk] = []
-            for file in try directory.disk.list(directory.segmentsPath) where file.hasSuffix(".seg") {
-                guard let name = SegmentName(stem: file.dropLast(4)) else { continue }
-                let files = SegmentFiles(disk: directory.disk, directory: directory.segmentsPath, name: name)
-                let seal = try files.readSeal().epoch
-                let epochs = try files.logEpochs()
-                found.append(
-                    CopyOnDisk(id: name.id, epoch: max(1, seal, epochs.last ?? 1)))
-            }
-            return found
-        } catch {
-            throw SpoolError(.notWritable, "the segments cannot be listed", error)
-        }
-    }
-}

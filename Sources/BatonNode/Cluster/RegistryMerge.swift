@@ -1,0 +1,76 @@
+// What the disks say of one segment each, put together into keys (`recover-registry`).
+import BatonCluster
+import BatonCore
+import BatonModel
+import BatonSpool
+
+/// What one disk says of one segment. Nothing is sealed or changed by asking.
+struct CopyClaim: Codable, Sendable, Hashable {
+    var writer: String
+    var incarnation: String
+    var index: String
+    var disk: String
+    /// The highest epoch of a seal or an outcome log here.
+    var epoch: UInt64
+    /// The epoch of the seal; 0 for none.
+    var sealed: UInt64
+    /// Up to where chunk follows chunk.
+    var end: Int64
+
+    init(_ copy: CopyOnDisk, disk: UInt64) {
+        self.writer = SegmentName.hex(copy.id.writer.value)
+        self.incarnation = SegmentName.hex(copy.id.incarnation.value)
+        self.index = SegmentName.hex(copy.id.index)
+        self.disk = SegmentName.hex(disk)
+        self.epoch = copy.epoch
+        self.sealed = copy.sealed
+        self.end = copy.end
+    }
+
+    var id: SegmentID? {
+        guard let writer = UInt64(writer, radix: 16), let run = UInt64(incarnation, radix: 16),
+            let index = UInt64(index, radix: 16)
+        else { return nil }
+        return SegmentID(writer: NodeID(value: writer), incarnation: Incarnation(value: run), index: index)
+    }
+}
+
+/// The copies of all disks by segment. Pure.
+struct RegistryMerge {
+    private struct Copy {
+        let node: String
+        let member: EnsembleMember
+        let claim: CopyClaim
+    }
+
+    private var copies: [SegmentID: [Copy]] = [:]
+
+    var segments: [SegmentID] { copies.keys.sorted() }
+
+    mutating func add(_ claims: [CopyClaim], of node: String) {
+        for claim in claims {
+            guard let id = claim.id, let disk = UInt64(claim.disk, radix: 16) else { continue }
+            let member = EnsembleMember(node: NodeID(name: node), diskID: disk)
+            guard copies[id]?.contains(where: { $0.member == member }) != true else { continue }
+            copies[id, default: []].append(Copy(node: node, member: member, claim: claim))
+        }
+    }
+
+    /// The segment's key: open, drained by its writer's old run, at the highest epoch that any disk knows. A member then takes it
+    /// over by the ordinary steps, which fix its length and gather its outcomes. A taker goes by its own copy, so that
+    /// - a copy sealed at a lower epoch than another is stale: it may lack outcomes (PROTOCOL P2);
+    /// - a copy that ends before the longest one of the highest seal is no member: it was being made (C1), or its rest is rotten.
+    ///
+    /// - Returns: nil of a segment that no disk has told of; the nodes whose copies are left out.
+    func key(of id: SegmentID) -> (key: SegmentKey, leftOut: [String])? {
+        guard let found = copies[id] else { return nil }
+        let seal = found.map(\.claim.sealed).max() ?? 0
+        let length = found.filter { $0.claim.sealed == seal }.map(\.claim.end).max() ?? 0
+        let kept = found.filter { $0.claim.end >= length }.sorted { $0.member < $1.member }
+        var key = SegmentKey(
+            id: id, ensemble: kept.map(\.member), drainer: Drainer(node: id.writer, incarnation: id.incarnation))
+        key.drainEpoch = max(1, found.map(\.claim.epoch).max() ?? 1)
+        key.stale = kept.filter { $0.claim.sealed < seal }.map(\.member)
+        return (key, found.filter { $0.claim.end < length }.map(\.node).sorted())
+    }
+}

@@ -41,6 +41,29 @@ private let octets = ByteBuffer(repeating: 1, count: 10)
         #expect(fetches.answered(by: piece(request), from: backup.node) == nil)
     }
 
+    /// T1: a repair that breaks off leaves the tail as invalid as it was.
+    @Test func firstPageOfARepairIsWrittenBeforeTheRest() {
+        var run = run(at: 8192)
+        let first = ByteBuffer(bytes: (0..<10_000).map { UInt8(truncatingIfNeeded: $0 / 4096) })
+        let write = run.written(first, at: 8192)
+        #expect(write.offset == 12_288)
+        #expect(write.octets == first.getSlice(at: 4096, length: 5_904))
+        #expect(run.head?.offset == 8192)
+        #expect(run.head?.octets == ByteBuffer(repeating: 0, count: 4096))
+        let second = ByteBuffer(repeating: 9, count: 100)
+        let later = run.written(second, at: 18_192)
+        #expect(later.offset == 18_192)
+        #expect(later.octets == second)
+        #expect(run.head?.offset == 8192)
+    }
+
+    @Test func repairWithinOnePage() {
+        var run = run(at: 8192)
+        let write = run.written(octets, at: 8192)
+        #expect(write.octets.readableBytes == 0)
+        #expect(run.head?.octets == octets)
+    }
+
     @Test func fetchWithWrongAnswersOnlyIsNeverEnded() {
         var fetches = FetchRuns()
         let request = fetches.begin(run())

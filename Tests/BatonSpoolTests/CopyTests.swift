@@ -122,6 +122,35 @@ import Testing
     #expect(try again.disk.list("copies/segments") == [SegmentName(id).segmentFile])
 }
 
+/// PROTOCOL T1: what is behind the first missing page is written first, so that the tail stays invalid until all of it is there.
+@Test func halfARepairReadsLikeAWholeCopy() throws {
+    let sent = try LaneChunks.make(3).sent
+    let id = sent[0].segment
+    let disk = MemoryDisk()
+    let rig = try CopyRig(on: disk)
+    #expect(rig.create(id) == .created)
+    for piece in sent { _ = rig.append(id, at: piece.offset, piece.chunk) }
+    rig.stop()
+    disk.flip("copies/segments/\(SegmentName(id).segmentFile)", at: Int(sent[1].offset) + 1)
+    disk.flip("copies/segments/\(SegmentName(id).segmentFile)", at: Int(sent[2].offset) + 1)
+    let again = try CopyRig(on: disk)
+    func report(_ epoch: UInt64) -> CopyReport? {
+        if case .sealed(let report)? = again.seal(id, epoch) { report } else { nil }
+    }
+    let short = CopyReport(end: sent[1].offset, tailInvalid: true, outcomeOctets: 0)
+    #expect(report(2) == short)
+    let page = ChunkHeader.alignment
+    var behind = sent[1].chunk
+    let part = behind.readSlice(length: page)
+    let head = try #require(part)
+    behind.writeImmutableBuffer(sent[2].chunk)
+    #expect(again.restore(id, .repair, at: sent[1].offset + Int64(page), behind) == true)
+    #expect(report(2) == short)
+    #expect(again.restore(id, .repair, at: sent[1].offset, head) == true)
+    let end = sent[2].offset + Int64(sent[2].chunk.readableBytes)
+    #expect(report(2) == CopyReport(end: end, tailInvalid: false, outcomeOctets: 0))
+}
+
 @Test func fullDiskIsCalledDurable() throws {
     let sent = try LaneChunks.make(1).sent
     let id = sent[0].segment

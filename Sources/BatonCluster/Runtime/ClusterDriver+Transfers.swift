@@ -44,20 +44,24 @@ extension ClusterDriver {
             ask(run)
         case .repair(let upTo):
             guard count > 0 else { return end(run, complete: false) }
-            let (next, mailbox) = (run, runtime.mailbox)
-            parts?.copies.restore(run.segment, .repair, at: piece.offset, piece.octets) { done in
-                mailbox.deliver(
-                    CollectionOfOne(
-                        .run { driver in
-                            if !done {
-                                driver.end(next, complete: false)
-                            } else if next.offset >= upTo {
-                                driver.end(next, complete: true)
-                            } else {
-                                driver.ask(next)
-                            }
-                        }))
+            let write = run.written(piece.octets, at: piece.offset)
+            repair(run, at: write.offset, write.octets) { driver, run in
+                if run.offset < upTo { return driver.ask(run) }
+                guard let head = run.head else { return driver.end(run, complete: false) }
+                driver.repair(run, at: head.offset, head.octets) { $0.end($1, complete: true) }
             }
+        }
+    }
+
+    /// Writes and fdatasyncs octets of a repair, then goes on on this thread; ends the run where they cannot be written.
+    private mutating func repair(
+        _ run: FetchRun, at offset: Int64, _ octets: ByteBuffer,
+        then next: @escaping @Sendable (inout ClusterDriver, FetchRun) -> Void
+    ) {
+        let mailbox = runtime.mailbox
+        parts?.copies.restore(run.segment, .repair, at: offset, octets) { done in
+            mailbox.deliver(
+                CollectionOfOne(.run { driver in done ? next(&driver, run) : driver.end(run, complete: false) }))
         }
     }
 

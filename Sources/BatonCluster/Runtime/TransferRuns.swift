@@ -19,9 +19,22 @@ struct FetchRun: Sendable {
     var offset: Int64
     var collected = ByteBuffer()
     var askedAt: Instant
+    /// The first page of a repair, which is written last.
+    private(set) var head: (offset: Int64, octets: ByteBuffer)?
 
     var part: SegmentPart {
         if case .outcomes = purpose { .outcomes } else { .segment }
+    }
+
+    /// What of a piece of a repair is written now. A copy whose tail is not valid has to stay so until all of it is there: with half
+    /// of it, it would read like one that is whole, and set the sealed length alone (PROTOCOL T1). So the page in which the first
+    /// missing chunk begins is written last, in one write, after everything behind it is fdatasync'ed.
+    mutating func written(_ piece: ByteBuffer, at offset: Int64) -> (offset: Int64, octets: ByteBuffer) {
+        guard head == nil else { return (offset, piece) }
+        var rest = piece
+        let page = rest.readSlice(length: min(ChunkHeader.alignment, rest.readableBytes)) ?? ByteBuffer()
+        head = (offset, page)
+        return (offset + Int64(page.readableBytes), rest)
     }
 }
 

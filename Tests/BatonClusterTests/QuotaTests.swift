@@ -68,8 +68,8 @@ func nodeSaysThatItUsesLessBeforeItDoes(_ guards: QuotaGuards) {
         return
     }
     #expect(early.isEmpty && uses == 4)
-    #expect(see(grown, at: 16).isEmpty, "what it lent of its six may be in use")
-    #expect(see(grown, at: 17).map { $0?.withheld } == [3])
+    #expect(see(grown, at: 13).isEmpty, "what it lent of its six may be in use")
+    #expect(see(grown, at: 14).map { $0?.withheld } == [3])
 }
 
 // MARK: A calm cluster

@@ -3,10 +3,11 @@ import BatonCore
 import BatonPeer
 
 package enum QuotaLimits {
-    /// How long a share lasts for its giver.
-    package static let share = TimeSpan.seconds(5)
-    /// How long a home gives shares after the begin of a linearizable read of the roster.
-    package static let view = TimeSpan.seconds(3)
+    /// How long a share lasts for its giver. A node that starts uses nothing of its own for 1.2 times as long, and a new home gives
+    /// nothing for 1.2 times this and `view`: short, so that their mail does not wait; renewed after 0.85 s.
+    package static let share = TimeSpan.seconds(2)
+    /// How long a home gives shares after the begin of a linearizable read of the roster: three reads long.
+    package static let view = TimeSpan.milliseconds(1_500)
     /// Clocks may run 7 % fast or slow: a holder uses a share for this part of it, and who waits for others' shares to end
     /// waits for that many times as long. 0.85 / 0.93 < 1 / 1.07, and 1.2 / 1.07 > 1 / 0.93.
     package static let holderPart = 0.85
@@ -14,9 +15,9 @@ package enum QuotaLimits {
     /// Others want it: a share is renewed for so long at most.
     package static let slice = TimeSpan.seconds(10)
     /// After "nothing now".
-    package static let retry = TimeSpan.seconds(1)
+    package static let retry = TimeSpan.milliseconds(500)
     /// A request without an answer is asked again after this.
-    package static let answer = TimeSpan.seconds(1)
+    package static let answer = TimeSpan.milliseconds(400)
     /// A waiting node that has not asked for so long waits no more.
     package static let waiting = TimeSpan.seconds(3)
     /// Limits that are shared at a time.

@@ -98,6 +98,7 @@ struct TakeoverRig {
             if case .adopt(let key) = action { key.sealedAt == end } else { false }
         }
         #expect(adopts)
+        #expect(permits.allSatisfy { $0 == nil }, "a dot is permitted before the segment is read")
         give(.adopted(Self.id, epoch: 2, success: true))
     }
 }

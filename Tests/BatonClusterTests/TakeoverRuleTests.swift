@@ -54,19 +54,39 @@ private typealias Rig = TakeoverRig
     @Test func takenSegmentIsSentBeforeItIsReadAndPromised() {
         var rig = Rig()
         rig.take()
-        // The dead member is no partner of a dot only once it is marked stale.
-        #expect(rig.permits == [] || rig.permits == [nil])
-        rig.pass(.milliseconds(600))
-        rig.pass(.milliseconds(1_200))
-        let stale = rig.stores.first
-        #expect(stale?.stale == [Rig.theirs])
-        if let stale { rig.commit(stale, revision: 8) }
+        // The dead member became stale together with the sealed length: it is no partner of a dot.
+        #expect(rig.state.registry.keys[Rig.id]?.stale == [Rig.theirs])
         #expect(rig.permits.last == .some(.some(Instant(nanoseconds: .max))))
+    }
+
+    /// A member that lives is waited for: its promise, or a second of silence.
+    @Test func livingMemberIsMarkedStaleAtOnce() {
+        var rig = Rig()
+        let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
+        let run = Drainer(node: third.node, incarnation: Incarnation(value: 33))
+        var key = Rig.key()
+        key.ensemble.append(third)
+        rig.list([key], alive: [NodeRecord(node: run.node, incarnation: run.incarnation, disk: 3)])
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        let report = BatonSpool.CopyReport(end: 4096, tailInvalid: false, outcomeOctets: 0)
+        rig.give(.copySealed(Rig.id, epoch: 2, .sealed(report)))
+        rig.give(.reported(Rig.id, epoch: 2, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 0), from: run))
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, third, complete: true))
+        #expect(rig.stores.first?.stale == [Rig.theirs])
+        if let fixed = rig.stores.first { rig.commit(fixed, revision: 7) }
+        rig.give(.adopted(Rig.id, epoch: 2, success: true))
+        #expect(rig.permits.allSatisfy { $0 == nil }, "without the third's promise")
+        rig.pass(.milliseconds(600))
+        rig.pass(.milliseconds(900))
+        #expect(rig.stores.isEmpty)
+        rig.pass(.milliseconds(200))
+        #expect(rig.stores.first?.stale == [Rig.theirs, third])
     }
 
     @Test func changeOfUnknownResultCountsAsDone() {
         var rig = Rig()
-        rig.take()
+        rig.list([], alive: [Rig.otherNode])
+        rig.give(.keyStored(Rig.key(Rig.own, drainer: Rig.me)))
         rig.pass(.milliseconds(600))
         rig.pass(.milliseconds(1_200))
         guard let stale = rig.stores.first else {

@@ -27,7 +27,6 @@ private typealias Rig = TakeoverRig
         rig.give(.adopted(Rig.id, epoch: 2, success: true))
         rig.give(.outcomesAdvanced(Rig.id, epoch: 2, end: 64, synced: 64))
         rig.pass(.milliseconds(600))
-        rig.pass(.milliseconds(1_200))
         #expect(rig.stores.first?.stale == [Rig.theirs])
         if let stale = rig.stores.first { rig.commit(stale, revision: 7) }
         #expect(rig.permits.last == .some(.some(Instant(nanoseconds: .max))))

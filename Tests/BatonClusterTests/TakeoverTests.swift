@@ -63,7 +63,10 @@ import Testing
             // A copy of another's segment fails where the other one is good.
             let failing = world.keys.values.filter { key in
                 key.ensemble.contains { $0.node == node } && key.id.writer != node && key.state != .finished
-                    && key.ensemble.allSatisfy { world.machines[$0.node]?.copies[key.id]?.hasFailed == false }
+                    && key.ensemble.allSatisfy { member in
+                        let copy = world.machines[member.node]?.copies[key.id]
+                        return copy?.hasFailed == false && copy?.tailInvalid == false
+                    }
             }.sorted { $0.id < $1.id }
             guard !failing.isEmpty else { return }
             world.faults.append("copy fails")

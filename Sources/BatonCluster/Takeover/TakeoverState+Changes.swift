@@ -61,11 +61,13 @@ extension TakeoverState {
         return longest == own.end ? longest : nil
     }
 
-    /// P1: a silent partner is put into `stale` before the next dot; so is one that promises and takes no outcomes, since nothing
+    /// P1: a silent partner, or one that is gone, is put into `stale` before the next dot; so is one that promises and takes no outcomes, since nothing
     /// would ever be settled (P3).
     private func dueStale(_ drain: DrainedSegment, _ key: SegmentKey) -> EnsembleMember? {
         key.partners(of: member).first { other in
             guard let peer = drain.peers[other] else { return false }
+            // Its lease is gone: it is not waited for, once its last promise has run out.
+            if !registry.isAlive(other), peer.promiseUntil <= now { return true }
             if let since = peer.behindSince, now - since >= timing.behind { return true }
             guard peer.promiseUntil <= now, let since = peer.silentSince else { return false }
             return now - since >= timing.silence

@@ -247,7 +247,12 @@ extension TakeoverState {
             return adopt(id, key)
         }
         guard key.state == .open else { return adopt(id, key) }
-        change(id) { $0.state = .sealed(at: length) }
+        // Who is gone gives no promise: stale in the same change, so that the first dot waits for nothing more (P1).
+        let gone = key.partners(of: member).filter { !registry.isAlive($0) }
+        change(id) {
+            $0.state = .sealed(at: length)
+            $0.stale += gone
+        }
     }
 
     private mutating func adopt(_ id: SegmentID, _ key: SegmentKey) {

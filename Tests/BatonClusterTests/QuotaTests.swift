@@ -18,6 +18,7 @@ private func seeds(_ usual: UInt64) -> Range<UInt64> {
     for seed in seeds(60) {
         var world = QuotaWorld(seed: seed, kind: seed % 3 == 0 ? .rate : .connections)
         world.churn = seed % 2 == 0
+        world.founds = seed % 5 == 0
         world.play()
         #expect(world.violation == nil, "seed \(seed): \(world.violation ?? "")")
         grants += world.grants
@@ -131,6 +132,43 @@ private func calm(_ limit: UInt64, _ demand: [Int: UInt64], nodes: Int = 4, kind
         for node in 0..<3 where node != Int(home.value) - 1 { #expect(world.use(node) >= 7) }
     }
     #expect(world.violation == nil)
+}
+
+@Test func memberThatGrowsIsHandedAPart() {
+    var members = (1...4).map { QuotaMember(node: NodeID(value: $0)) }
+    (members[0].withheld, members[0].used) = (2, 2)
+    (members[1].withheld, members[1].used) = (2, 2)
+    func handed(_ used: UInt32, _ others: [QuotaMember]) -> QuotaRoster {
+        var after = others[0]
+        (after.withheld, after.used) = (used, used)
+        var roster = QuotaRoster(sequence: 2, members: [after] + others.dropFirst())
+        roster.handOn(others[0], after)
+        return roster
+    }
+    // A half becomes a quarter: the other quarter is shared by the two that have nothing.
+    #expect(handed(4, members).members.map(\.used) == [4, 2, 8, 8])
+    #expect(handed(3, members).members.map(\.used) == [3, 2, 12, 12])
+    members[2].withheld = 8
+    #expect(handed(4, members).members.map(\.used) == [4, 2, 0, 4])
+    #expect(handed(2, members).members.map(\.used) == [2, 2, 0, 0], "nothing was given up")
+    for limit in UInt64(1)...200 {
+        let key = QuotaKey(site: QuotaWorld.site, kind: .connections)
+        for used in UInt32(3)...9 {
+            let after = handed(used, members).members
+            let sum = key.floor(of: limit, by: after[0].used) + key.floor(of: limit, by: after[3].used)
+            #expect(sum <= key.floor(of: limit, by: 2))
+        }
+    }
+}
+
+@Test func firstNodesOfAClusterWaitForEachOther() {
+    var world = calm(20, [0: 4, 1: 6, 2: 6], nodes: 3)
+    world.founds = true
+    world.play(milliseconds: 7_000)
+    #expect((0..<3).map { world.use($0) >= [4, 6, 6][$0] } == [true, true, true], "\((0..<3).map { world.use($0) })")
+    world.play(untilSecond: 40)
+    #expect(world.roster.members.allSatisfy { $0.used == 3 && $0.withheld == 3 }, "\(world.roster)")
+    #expect(world.violation == nil, "\(world.violation ?? "")")
 }
 
 @Test func joiningNodeGetsNoFloor() {

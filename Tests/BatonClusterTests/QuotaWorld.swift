@@ -55,6 +55,8 @@ struct QuotaWorld {
     /// Set by a test that looks at a calm cluster only.
     var calm = false
     var fixedDemand: [Int: UInt64]?
+    /// The first node makes the roster, the others join it.
+    var founds = false
     /// More faults, and of those more that change the roster.
     var churn = false
 
@@ -85,6 +87,11 @@ struct QuotaWorld {
     }
 
     mutating func play(milliseconds: Int = QuotaWorld.span) {
+        if founds {
+            let others = roster.members.indices.dropFirst()
+            roster = .first(node(0), weight: 1)
+            for index in others { add(.join(index), after: span(0, 3_000)) }
+        }
         for index in stations.indices where index < roster.members.count { start(index) }
         if !calm {
             for _ in 0..<(churn ? 80 : 25) { add(.fault, after: span(0, milliseconds * 2 / 3)) }

@@ -158,6 +158,7 @@ package struct QuotaState: StateMachine {
         }
         var proposal = QuotaRoster(sequence: roster.sequence + 1, members: roster.members)
         proposal.members = proposal.members.map { $0.node == own ? changed : $0 }
+        proposal.handOn(member, changed)
         // Not while the others' parts leave no room for it: they shrink as they read the roster.
         if proposal.isSound { actions.append(.propose(proposal)) }
     }

@@ -78,7 +78,7 @@ package struct QuotaMember: Hashable, Sendable {
 
 /// The roster: one durable value in the control plane, changed by compare-and-set, its sequence one higher each time.
 ///
-/// A node joins with nothing withheld and nothing used. It is removed when it has stopped for good: drained, or forgotten by
+/// A node joins with nothing withheld and nothing used, the first one (`first`) with all. It is removed when it has stopped for good: drained, or forgotten by
 /// the operator, who thereby says so.
 package struct QuotaRoster: Hashable, Sendable {
     package var sequence: UInt64
@@ -89,7 +89,28 @@ package struct QuotaRoster: Hashable, Sendable {
         self.members = members
     }
 
+    /// The very first one: stored only where there is none. Nobody has any right that could still be in use, so that this node has
+    /// all of it at once, and lends to whoever comes next until the parts are settled.
+    package static func first(_ node: NodeID, weight: UInt32) -> QuotaRoster {
+        var member = QuotaMember(node: node, weight: weight)
+        (member.withheld, member.used) = (1, 1)
+        return QuotaRoster(sequence: 1, members: [member])
+    }
+
     package subscript(node: NodeID) -> QuotaMember? { members.first { $0.node == node } }
+
+    /// What a member uses no more goes to those that have nothing yet, in equal parts, and they may use it at once: no home could ever
+    /// have given it away. Only to those without any part: floors of two parts that grow are not bounded by the floor of their sum.
+    mutating func handOn(_ before: QuotaMember, _ after: QuotaMember) {
+        let heirs = members.indices.filter { members[$0].withheld == 0 && members[$0].node != after.node }
+        guard !heirs.isEmpty, before.used > 0, after.used > before.used, after.used <= QuotaLimits.members else {
+            return
+        }
+        // heirs / divisor <= 1 / before - 1 / after; no product of these overflows, by the bound above.
+        let (old, new) = (UInt64(before.used), UInt64(after.used))
+        let divisor = UInt32(clamping: (UInt64(heirs.count) * old * new + new - old - 1) / (new - old))
+        for index in heirs { (members[index].withheld, members[index].used) = (divisor, divisor) }
+    }
 
     /// The parts of all members together are no more than the whole.
     package var isSound: Bool {

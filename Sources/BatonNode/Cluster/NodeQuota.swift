@@ -135,10 +135,11 @@ final class NodeQuota: QuotaTransport {
         }
     }
 
-    /// With this node in it, which has no part of anything yet; nil if it is there, or does not serve.
+    /// With this node in it, which has no part of anything yet, or all of it where there is no roster; nil if it is there, or does not serve.
     private func joined(_ roster: QuotaRoster, _ weight: UInt32?) -> QuotaRoster? {
         let me = runtime.settings.me.node
         guard let weight, roster[me] == nil else { return nil }
+        if roster.sequence == 0 { return .first(me, weight: weight) }
         return QuotaRoster(
             sequence: roster.sequence + 1, members: roster.members + [QuotaMember(node: me, weight: weight)])
     }

@@ -304,6 +304,7 @@ package actor ConnectionPool {
         guard !isDraining, let handler = links[id]?.handler.value, handler.session.isReady else {
             return post(.starved(id))
         }
+        if context.permits.claimSurplus(site: plan.name) { return post(.surplus(id)) }
         guard now >= pullsBlockedUntil else { return post(.blocked(id, until: pullsBlockedUntil)) }
         guard context.shared.budget.hasRoom(under: context.shared.configuration.bodyMemory) else {
             return post(.blocked(id, until: now + DeliveryLimits.tick))

@@ -35,6 +35,8 @@ package struct PoolState: StateMachine {
         case greeted(ConnectionID)
         /// The pull that was asked for brought nothing: no work is ready.
         case starved(ConnectionID)
+        /// Nothing was pulled: the site's connections are more than this node may have, and this one closes.
+        case surplus(ConnectionID)
         /// The pull that was asked for may not be made before `until`: the site's rate, or a spool that did not answer.
         case blocked(ConnectionID, until: Instant)
         /// A transaction ended. `trouble`: the reply to MAIL, or the 421, if it failed that way. `fresh`: it was the
@@ -172,6 +174,12 @@ package struct PoolState: StateMachine {
             connections[id]?.transactions -= 1
             isHungry = false
             rest(id, at: now, into: &actions)
+        case .surplus(let id):
+            guard case .busy = connections[id]?.stage else { return }
+            connections[id]?.transactions -= 1
+            isHungry = true
+            busyCount -= 1
+            quit(id, into: &actions)
         case .blocked(let id, let until):
             guard case .busy = connections[id]?.stage else { return }
             connections[id]?.transactions -= 1

@@ -264,6 +264,9 @@ package protocol PermitLeasing: Sendable {
     /// Whether somebody was refused a connection to the site, or any connection, and this caller should give up an idle one
     /// for it. Asking takes the claim: one waiter gets one connection. The default knows no waiters.
     func claimWaiter(site: [UInt8]) -> Bool
+    /// Whether this caller has to close a connection of the site before it begins anything else on it: a share of the site's limit has
+    /// ended, or is about to. Asking takes the claim, as `claimWaiter`; asked before every transaction, and cheap while there is none.
+    func claimSurplus(site: [UInt8]) -> Bool
     /// Whether anybody was refused and not served since. Cheap: asked at each tick.
     var hasWaiters: Bool { get }
     /// Sites that were refused a connection by their own limit, so that pools with an idle one can be found.
@@ -274,4 +277,5 @@ extension PermitLeasing {
     package var hasWaiters: Bool { false }
     package var waitingSites: [[UInt8]] { [] }
     package func claimWaiter(site: [UInt8]) -> Bool { false }
+    package func claimSurplus(site: [UInt8]) -> Bool { false }
 }

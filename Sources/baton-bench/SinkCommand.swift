@@ -80,6 +80,7 @@ struct SinkCommand: ParsableCommand {
         say("baton-bench sink ready on \(place)")
         while !signals.wait(milliseconds: 20) {
             writer?.flush()
+            shared.counts.withLock { $0.peak = max($0.peak, $0.open) }
             if let messages, shared.counts.withLock({ $0.messages }) >= messages { break }
         }
         try server.stop()

@@ -144,6 +144,32 @@ private final class Cluster {
     #expect(cluster.permits[0].overdrawn == 0 && !cluster.permits[0].claimWaiter(site: Cluster.site))
 }
 
+/// All connections are busy: each one beyond the shares is told before its next transaction, before the share has ended.
+@Test func busyConnectionsOutliveTheirShare() {
+    let cluster = Cluster(4)
+    cluster.settle()
+    var open = 0
+    for _ in 0..<100 {
+        while cluster.permits[0].takeConnection(site: Cluster.site, siteLimit: 12) { open += 1 }
+        #expect(!cluster.permits[0].claimSurplus(site: Cluster.site), "while they are renewed")
+        cluster.step()
+    }
+    #expect(open == 12)
+    cluster.cut = [0]
+    var most = 0
+    for _ in 0..<60 {
+        cluster.step()
+        most = max(most, cluster.permits[0].overdrawn)
+        while cluster.permits[0].claimSurplus(site: Cluster.site) {
+            cluster.permits[0].returnConnection(site: Cluster.site)
+            open -= 1
+        }
+    }
+    #expect(open == 3, "its floor of three is its own")
+    #expect(most == 0)
+    #expect(!cluster.permits[0].claimSurplus(site: Array("other".utf8)))
+}
+
 @Test func limitOfTheNodeIsForgotten() {
     let cluster = Cluster(1)
     cluster.settle()

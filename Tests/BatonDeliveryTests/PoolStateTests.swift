@@ -120,6 +120,29 @@ struct Walk {
 }
 
 @Suite struct PoolStateTests {
+    /// The share has ended while there is work for years: the connection closes between two transactions, and its place is not
+    /// kept.
+    @Test func busyConnectionStaysBeyondItsShare() {
+        var walk = Walk(hosts(1), limit: 2)
+        walk.ready = 100
+        walk.pump()
+        walk.greetAll()
+        guard let id = walk.busy.first else {
+            Issue.record("nothing is sent")
+            return
+        }
+        walk.send(.surplus(id))
+        #expect(walk.quitting == [id])
+        #expect(walk.busy.isEmpty)
+        walk.send(.surplus(id))
+        walk.grants = false
+        walk.send(.closed(id))
+        #expect(walk.permits == 0)
+        walk.now = walk.now + .seconds(1)
+        walk.pump()
+        #expect(walk.state.openConnections == 0)
+    }
+
     @Test func poolOpensAllConnectionsAtOnce() {
         var walk = Walk(hosts(1), limit: 20)
         walk.ready = 100

@@ -15,8 +15,8 @@ package protocol QuotaTransport: Sendable {
 /// `PermitLeasing` around that of the node: a connection needs a permit of both, a message of a rated site one of a share. The
 /// pools of one node draw from the same shares. Any thread; one lock for a few microseconds; nothing is called while it is held.
 ///
-/// A connection in use when its share ends is not cut: the site shows as waiting, so that pools give up connections as they
-/// become idle, and no new one is opened. Bounded: a site for each that has a connection, a rate or somebody waiting, at most
+/// A connection in use when its share ends is not cut: from `QuotaLimits.lead` before that moment each one beyond the shares
+/// closes at the end of its transaction, idle ones at once, and no new one is opened. Bounded: a site for each that has a connection, a rate or somebody waiting, at most
 /// `QuotaLimits.keys`; past that a new site gets none until another has neither.
 package final class ClusterPermits: PermitLeasing {
     private struct Site {
@@ -62,6 +62,8 @@ package final class ClusterPermits: PermitLeasing {
     static let demandSpan = TimeSpan.seconds(1)
 
     private let state: Mutex<State>
+    /// Whether `over` has anything: looked at before every transaction.
+    private let hasSurplus = Atomic(false)
     private let node: any PermitLeasing
     private let transport: any QuotaTransport
     private let time: any TimeSource
@@ -103,9 +105,12 @@ package final class ClusterPermits: PermitLeasing {
                 }
                 state.over = [:]
                 for (name, site) in state.sites where site.open > 0 {
-                    let over = Self.over(site, name, state.quota, now)
+                    let over = max(
+                        Self.over(site, name, state.quota, now),
+                        Self.over(site, name, state.quota, now + QuotaLimits.lead))
                     if over > 0 { state.over[name] = over }
                 }
+                hasSurplus.store(!state.over.isEmpty, ordering: .relaxed)
                 return actions
             })
     }
@@ -234,14 +239,20 @@ package final class ClusterPermits: PermitLeasing {
 
     // MARK: Waiting
 
+    package func claimSurplus(site: [UInt8]) -> Bool {
+        hasSurplus.load(ordering: .relaxed) && state.withLock { Self.takeSurplus(of: site, from: &$0) }
+    }
+
+    private static func takeSurplus(of site: [UInt8], from state: inout State) -> Bool {
+        guard let over = state.over[site], over > 0 else { return false }
+        state.over[site] = over == 1 ? nil : over - 1
+        return true
+    }
+
     /// One idle connection for each that is held beyond what the shares allow, and for each that waits.
     package func claimWaiter(site: [UInt8]) -> Bool {
-        let isOurs = state.withLock { state -> Bool in
-            if let over = state.over[site], over > 0 {
-                state.over[site] = over == 1 ? nil : over - 1
-                return true
-            }
-            return state.waiting.remove(site) != nil
+        let isOurs = state.withLock { state in
+            Self.takeSurplus(of: site, from: &state) || state.waiting.remove(site) != nil
         }
         return isOurs || node.claimWaiter(site: site)
     }

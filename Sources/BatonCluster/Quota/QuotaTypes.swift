@@ -29,6 +29,8 @@ package enum QuotaLimits {
     package static let members = 1_024
     /// Rates are dealt out in whole messages a second, as long as there are any (messages per hour).
     package static let rateQuantum: UInt64 = 3_600
+    /// Connections of a share that is not renewed close from so long before its end, with the transaction that is under way on each.
+    package static let lead = TimeSpan.milliseconds(300)
     /// After gaining a share of a rate: whoever had it may have used it up a moment ago (1 s, and what clocks differ).
     package static let warmUp = TimeSpan.milliseconds(1_150)
 }

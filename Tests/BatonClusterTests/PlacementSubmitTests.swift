@@ -193,6 +193,26 @@ func submitForAnEarlierRunIsTaken(_ guards: SubmitGuards) {
     #expect(rig.state.openQuestions == 0 && rig.state.open.isEmpty)
 }
 
+/// Receiver and backup were the same node, and it hangs: the lane has another backup within a second.
+@Test func clientWaitsForTheEndOfTheHold() {
+    var rig = Rig()
+    _ = rig.post(.place(part(1), on: run(2)))
+    let stored = stores(rig.pass(.seconds(1)))[0]
+    _ = rig.post(.stored(counter: stored.counter, .refused(.diskFull)))
+    #expect(stores(rig.pass(.milliseconds(200))).isEmpty)
+    let again = stores(rig.pass(.milliseconds(200)))
+    #expect(again.map(\.counter) == [stored.counter])
+    #expect(stores(rig.pass(.milliseconds(400))).isEmpty, "while it is under way")
+    #expect(finished(rig.post(.stored(counter: stored.counter, .durable(.elsewhere)))).map(\.durable) == [true])
+    // Still held: the receiver may have it too.
+    let ref = StoredMessageRef(segment: 0, record: 5)
+    _ = rig.post(.held(ref, rig.state.key(stored.counter), receiver: run(2)))
+    let key = rig.state.key(stored.counter)
+    let late = rig.post(.submitted(Submitted(key: key, receiver: run(2), answer: .stored), from: run(2)))
+    #expect(late.contains { if case .withdraw(ref) = $0 { true } else { false } })
+    #expect(rig.state.openQuestions == 0 && rig.state.open.isEmpty)
+}
+
 @Test func receiverSays250BeforeTheHeldCopyIsThere() {
     var rig = Rig()
     _ = rig.post(.place(part(1), on: run(2)))

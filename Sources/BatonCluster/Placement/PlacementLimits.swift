@@ -14,6 +14,8 @@ package enum PlacementLimits {
     package static let deadline = TimeSpan.seconds(1)
     /// How long a held copy asks before it is delivered and counted.
     package static let hold = TimeSpan.seconds(15)
+    /// A held copy that this disk refused is tried again after this, for as long as the hold lasts.
+    package static let storeAgain = TimeSpan.milliseconds(300)
     /// Between two rounds of ASK.
     package static let askInterval = TimeSpan.milliseconds(500)
     /// How long an answered key is remembered by its receiver (S1, S7): longer than the hold.

@@ -49,11 +49,23 @@ extension SubmitState {
                 decide(key, .release(counted: true))
                 continue
             }
+            if key.ingress == own { storeAgain(key.counter) }
             if let askedAt = question.askedAt, now - askedAt < PlacementLimits.askInterval { continue }
             questions[key]?.askedAt = now
             questions[key]?.saidNo = []
             ask(key, question.receiver)
         }
+    }
+
+    /// The lane may have lost its backup together with the receiver, and has another one in a moment: the client shall not wait for the
+    /// end of the hold.
+    private mutating func storeAgain(_ counter: UInt64) {
+        guard let entry = parts[counter], case .hoping(_, let since) = entry.stage, let receiver = entry.receiver,
+            now - since >= PlacementLimits.storeAgain
+        else { return }
+        parts[counter]?.stage = .storingHeld
+        let mark = guards.contains(.heldIsStored) ? key(counter).mark(heldFor: receiver) : nil
+        actions.append(.store(counter: counter, entry.part, mark))
     }
 
     /// A receiver that lives knows alone; of one that is gone every node that lives may have taken something over.
@@ -125,7 +137,7 @@ extension SubmitState {
             dropQuestion(key)
             actions.append(.count(.placed))
             finish(key.counter, .durable(.elsewhere))
-        case (.hoping(let refusal), .release(let counted)):
+        case (.hoping(let refusal, _), .release(let counted)):
             dropQuestion(key)
             if counted { actions.append(.count(.maybeDuplicate)) }
             finish(key.counter, .refused(refusal))

@@ -17,8 +17,8 @@ package struct SubmitState: StateMachine {
         case storing
         /// An own copy that is held is on its way to this disk.
         case storingHeld
-        /// This disk did not take the held copy: only the receiver's can save the part now.
-        case hoping(SubmissionRefusal)
+        /// This disk did not take the held copy: it is tried again, or the receiver's saves the part.
+        case hoping(SubmissionRefusal, since: Instant)
     }
 
     struct Part: Sendable {
@@ -182,7 +182,7 @@ package struct SubmitState: StateMachine {
         switch (entry.stage, outcome) {
         case (.storing, _), (.storingHeld, .durable): finish(counter, outcome)
         case (.storingHeld, .refused(let refusal)):
-            parts[counter]?.stage = .hoping(refusal)
+            parts[counter]?.stage = .hoping(refusal, since: now)
             if questions[key(counter)] == nil { finish(counter, outcome) }
             settle(key(counter))
         case (.sent, _), (.hoping, _): break

@@ -9,11 +9,6 @@ import Testing
 private typealias Rig = TakeoverRig
 
 @Suite struct TakeoverFailureTests {
-    private let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
-    private let thirdRun = Drainer(node: NodeID(name: "n3"), incarnation: Incarnation(value: 33))
-
-    private var thirdNode: NodeRecord { NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3) }
-
     // MARK: The control plane
 
     /// An overloaded control plane refuses a change: nothing was learned about the key, and the drain goes on.
@@ -213,7 +208,7 @@ private typealias Rig = TakeoverRig
     @Test func failedCopyIsNeverReplaced() {
         for report in [MemberReport.failed, .missing] {
             var rig = Rig()
-            rig.list([], alive: [Rig.otherNode, thirdNode])
+            rig.list([], alive: [Rig.otherNode, Rig.thirdNode])
             var key = Rig.key(Rig.own, drainer: Rig.me)
             key.state = .sealed(at: 4096)
             key.stale = [Rig.theirs]
@@ -225,7 +220,7 @@ private typealias Rig = TakeoverRig
                 rig.give(.reported(Rig.own, epoch: 1, report, from: Rig.other))
                 joining = joining ?? rig.stores.first?.joining
             }
-            #expect(joining == third, "\(report)")
+            #expect(joining == Rig.third, "\(report)")
         }
     }
 
@@ -233,14 +228,14 @@ private typealias Rig = TakeoverRig
     @Test func takeoverWaitsForAFailedCopyForEver() {
         var rig = Rig()
         var key = Rig.key()
-        key.ensemble.append(third)
-        rig.list([key], alive: [thirdNode])
+        key.ensemble.append(Rig.third)
+        rig.list([key], alive: [Rig.thirdNode])
         if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
         rig.give(.copySealed(Rig.id, epoch: 2, .sealed(.init(end: 4096, tailInvalid: true, outcomeOctets: 0))))
         var adopted = false
         for _ in 0..<80 where !adopted {
             rig.pass(.milliseconds(100))
-            rig.give(.reported(Rig.id, epoch: 2, .failed, from: thirdRun))
+            rig.give(.reported(Rig.id, epoch: 2, .failed, from: Rig.thirdRun))
             adopted = rig.actions.contains { if case .adopt(let key) = $0 { key.state == .open } else { false } }
             if adopted { #expect(rig.now >= Instant(secondsSinceEpoch: 1_005) + rig.state.timing.recopyAfter) }
         }
@@ -251,10 +246,10 @@ private typealias Rig = TakeoverRig
         func heir(_ report: MemberReport?) -> SegmentKey? {
             var rig = Rig()
             var key = Rig.key()
-            key.ensemble.append(third)
-            rig.list([key], alive: [thirdNode])
+            key.ensemble.append(Rig.third)
+            rig.list([key], alive: [Rig.thirdNode])
             if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
-            if let report { rig.give(.reported(Rig.id, epoch: 2, report, from: thirdRun)) }
+            if let report { rig.give(.reported(Rig.id, epoch: 2, report, from: Rig.thirdRun)) }
             rig.give(.copySealed(Rig.id, epoch: 2, .failed))
             for _ in 0..<100 {
                 rig.pass(.milliseconds(100))
@@ -271,7 +266,7 @@ private typealias Rig = TakeoverRig
             return nil
         }
         let handed = heir(.sealed(end: 4096, tailInvalid: false, outcomeOctets: 0))
-        #expect(handed?.drainer == thirdRun)
+        #expect(handed?.drainer == Rig.thirdRun)
         #expect(handed?.drainEpoch == 3)
         #expect(handed?.stale == [Rig.mine], "it might take it over again")
         #expect(heir(.missing) == nil, "nobody else has it")
@@ -280,7 +275,7 @@ private typealias Rig = TakeoverRig
 
     @Test func joinerWithAFullDiskIsCopiedToForEver() {
         var rig = Rig()
-        rig.list([], alive: [thirdNode])
+        rig.list([], alive: [Rig.thirdNode])
         var key = Rig.key(Rig.own, drainer: Rig.me)
         key.state = .sealed(at: 4096)
         key.stale = [Rig.theirs]
@@ -289,7 +284,7 @@ private typealias Rig = TakeoverRig
         for _ in 0..<200 {
             rig.pass(.milliseconds(100))
             if let wanted = rig.stores.first {
-                if wanted.former == [third], wanted.joining == nil {
+                if wanted.former == [Rig.third], wanted.joining == nil {
                     #expect(copies == rig.state.timing.recopyTries)
                     return
                 }
@@ -298,9 +293,9 @@ private typealias Rig = TakeoverRig
             let begun = rig.actions.contains { if case .copy = $0 { true } else { false } }
             guard begun else { continue }
             copies += 1
-            rig.give(.copied(Rig.own, epoch: 1, third, complete: true))
+            rig.give(.copied(Rig.own, epoch: 1, Rig.third, complete: true))
             rig.give(
-                .reported(Rig.own, epoch: 1, .sealed(end: 0, tailInvalid: false, outcomeOctets: 0), from: thirdRun))
+                .reported(Rig.own, epoch: 1, .sealed(end: 0, tailInvalid: false, outcomeOctets: 0), from: Rig.thirdRun))
         }
         Issue.record("\(copies) copies")
     }

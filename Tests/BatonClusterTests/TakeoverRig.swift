@@ -12,6 +12,8 @@ struct TakeoverRig {
     static let other = Drainer(node: NodeID(name: "n2"), incarnation: Incarnation(value: 22))
     static let mine = EnsembleMember(node: me.node, diskID: 1)
     static let theirs = EnsembleMember(node: other.node, diskID: 2)
+    static let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
+    static let thirdRun = Drainer(node: third.node, incarnation: Incarnation(value: 33))
     static let id = SegmentID(writer: other.node, incarnation: other.incarnation, index: 0)
     static let own = SegmentID(writer: me.node, incarnation: me.incarnation, index: 0)
 
@@ -54,6 +56,8 @@ struct TakeoverRig {
     static var otherNode: NodeRecord {
         NodeRecord(node: other.node, incarnation: other.incarnation, disk: 2)
     }
+
+    static var thirdNode: NodeRecord { NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3) }
 
     static func key(_ id: SegmentID = id, drainer: Drainer = other, revision: UInt64 = 5) -> SegmentKey {
         var key = SegmentKey(id: id, ensemble: [mine, theirs], drainer: drainer)

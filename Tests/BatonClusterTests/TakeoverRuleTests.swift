@@ -62,16 +62,15 @@ private typealias Rig = TakeoverRig
     /// A member that lives is waited for: its promise, or a second of silence.
     @Test func livingMemberIsMarkedStaleAtOnce() {
         var rig = Rig()
-        let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
-        let run = Drainer(node: third.node, incarnation: Incarnation(value: 33))
         var key = Rig.key()
-        key.ensemble.append(third)
-        rig.list([key], alive: [NodeRecord(node: run.node, incarnation: run.incarnation, disk: 3)])
+        key.ensemble.append(Rig.third)
+        rig.list([key], alive: [Rig.thirdNode])
         if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
         let report = BatonSpool.CopyReport(end: 4096, tailInvalid: false, outcomeOctets: 0)
         rig.give(.copySealed(Rig.id, epoch: 2, .sealed(report)))
-        rig.give(.reported(Rig.id, epoch: 2, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 0), from: run))
-        rig.give(.outcomesFetched(Rig.id, epoch: 2, third, complete: true))
+        rig.give(
+            .reported(Rig.id, epoch: 2, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 0), from: Rig.thirdRun))
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.third, complete: true))
         #expect(rig.stores.first?.stale == [Rig.theirs])
         if let fixed = rig.stores.first { rig.commit(fixed, revision: 7) }
         rig.give(.adopted(Rig.id, epoch: 2, success: true))
@@ -80,7 +79,7 @@ private typealias Rig = TakeoverRig
         rig.pass(.milliseconds(900))
         #expect(rig.stores.isEmpty)
         rig.pass(.milliseconds(200))
-        #expect(rig.stores.first?.stale == [Rig.theirs, third])
+        #expect(rig.stores.first?.stale == [Rig.theirs, Rig.third])
     }
 
     @Test func changeOfUnknownResultCountsAsDone() {
@@ -147,43 +146,39 @@ private typealias Rig = TakeoverRig
 
     @Test func livingMembersOutcomesAreNotWaitedFor() {
         var rig = Rig()
-        let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
-        let run = Drainer(node: third.node, incarnation: Incarnation(value: 33))
         var key = Rig.key()
-        key.ensemble.append(third)
-        rig.list([key], alive: [NodeRecord(node: run.node, incarnation: run.incarnation, disk: 3)])
+        key.ensemble.append(Rig.third)
+        rig.list([key], alive: [Rig.thirdNode])
         if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
-        #expect(rig.actions.contains(.askSeal(Rig.id, epoch: 2, of: run.node)))
+        #expect(rig.actions.contains(.askSeal(Rig.id, epoch: 2, of: Rig.thirdRun.node)))
         rig.give(
             .copySealed(
                 Rig.id, epoch: 2,
                 .sealed(BatonSpool.CopyReport(end: 4096, tailInvalid: false, outcomeOctets: 0))))
         #expect(rig.stores.isEmpty)
         rig.give(
-            .reported(Rig.id, epoch: 2, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 64), from: run))
-        #expect(rig.actions.contains(.fetchOutcomes(Rig.id, epoch: 2, from: third, octets: 64)))
+            .reported(Rig.id, epoch: 2, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 64), from: Rig.thirdRun))
+        #expect(rig.actions.contains(.fetchOutcomes(Rig.id, epoch: 2, from: Rig.third, octets: 64)))
         #expect(rig.stores.isEmpty)
-        rig.give(.outcomesFetched(Rig.id, epoch: 2, third, complete: true))
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.third, complete: true))
         #expect(rig.stores.first?.sealedAt == 4096)
     }
 
     @Test func memberThatAnswersBeforeTheOwnSealIsOnTheDiskIsWaitedForForEver() {
         var rig = Rig()
-        let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
-        let run = Drainer(node: third.node, incarnation: Incarnation(value: 33))
         var key = Rig.key()
-        key.ensemble.append(third)
-        rig.list([key], alive: [NodeRecord(node: run.node, incarnation: run.incarnation, disk: 3)])
+        key.ensemble.append(Rig.third)
+        rig.list([key], alive: [Rig.thirdNode])
         if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
         rig.give(
-            .reported(Rig.id, epoch: 2, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 64), from: run))
+            .reported(Rig.id, epoch: 2, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 64), from: Rig.thirdRun))
         rig.give(
             .copySealed(
                 Rig.id, epoch: 2,
                 .sealed(BatonSpool.CopyReport(end: 4096, tailInvalid: false, outcomeOctets: 0))))
-        #expect(rig.actions.contains(.fetchOutcomes(Rig.id, epoch: 2, from: third, octets: 64)))
+        #expect(rig.actions.contains(.fetchOutcomes(Rig.id, epoch: 2, from: Rig.third, octets: 64)))
         #expect(rig.stores.isEmpty)
-        rig.give(.outcomesFetched(Rig.id, epoch: 2, third, complete: true))
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.third, complete: true))
         #expect(rig.stores.first?.sealedAt == 4096)
     }
 

@@ -9,9 +9,6 @@ import Testing
 private typealias Rig = TakeoverRig
 
 @Suite struct TakeoverTailTests {
-    private let third = EnsembleMember(node: NodeID(name: "n3"), diskID: 3)
-    private let thirdRun = Drainer(node: NodeID(name: "n3"), incarnation: Incarnation(value: 33))
-
     private func report(_ end: Int64, torn: Bool = false) -> CopySeal {
         .sealed(BatonSpool.CopyReport(end: end, tailInvalid: torn, outcomeOctets: 0))
     }
@@ -36,14 +33,14 @@ private typealias Rig = TakeoverRig
     @Test func longerCopyElsewhereIsCut() {
         var rig = Rig()
         var key = Rig.key()
-        key.ensemble.append(third)
-        rig.list([key], alive: [NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3)])
+        key.ensemble.append(Rig.third)
+        rig.list([key], alive: [Rig.thirdNode])
         if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
         rig.give(.copySealed(Rig.id, epoch: 2, report(4096)))
         rig.give(
-            .reported(Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: false, outcomeOctets: 0), from: thirdRun))
-        rig.give(.outcomesFetched(Rig.id, epoch: 2, third, complete: true))
-        #expect(rig.actions.contains(.repair(Rig.id, epoch: 2, from: third, start: 4096, upTo: 8192)))
+            .reported(Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: false, outcomeOctets: 0), from: Rig.thirdRun))
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.third, complete: true))
+        #expect(rig.actions.contains(.repair(Rig.id, epoch: 2, from: Rig.third, start: 4096, upTo: 8192)))
         rig.give(.repaired(Rig.id, epoch: 2, complete: true))
         rig.give(.copySealed(Rig.id, epoch: 2, report(8192)))
         #expect(rig.stores.first?.sealedAt == 8192)
@@ -120,7 +117,7 @@ private typealias Rig = TakeoverRig
 
     @Test func shortCopyIsCopiedOn() {
         var rig = shortDrain(sealedAt: 8192)
-        let joiner = NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3)
+        let joiner = Rig.thirdNode
         rig.list([rig.state.registry.keys[Rig.id]].compactMap { $0 }, alive: [joiner])
         rig.pass(.milliseconds(100))
         rig.pass(.seconds(6))
@@ -133,11 +130,11 @@ private typealias Rig = TakeoverRig
         key.state = .sealed(at: 8192)
         key.stale = [Rig.theirs]
         rig.list(
-            [], alive: [Rig.otherNode, NodeRecord(node: third.node, incarnation: thirdRun.incarnation, disk: 3)])
+            [], alive: [Rig.otherNode, Rig.thirdNode])
         rig.give(.keyStored(key))
         rig.give(.reported(Rig.own, epoch: 1, .sealed(end: 4096, tailInvalid: true, outcomeOctets: 0), from: Rig.other))
         rig.pass(.milliseconds(100))
         rig.pass(.seconds(6))
-        #expect(rig.stores.first?.joining == third)
+        #expect(rig.stores.first?.joining == Rig.third)
     }
 }

@@ -249,7 +249,8 @@ struct Delivery {
     init(
         port: Int, verdict: MXPlan.Verdict = hosts(["127.0.0.1"]), reader: FakeReader = FakeReader(),
         bodies: (any BodyReading)? = nil,
-        nodeConnections: Int = 100, requeues: Bool = true, poolsMax: Int = DeliveryLimits.poolsPerLoop,
+        nodeConnections: Int = 100, shares: (any PermitLeasing)? = nil, requeues: Bool = true,
+        poolsMax: Int = DeliveryLimits.poolsPerLoop,
         configure: (inout DeliveryConfiguration) -> Void = { _ in }
     ) {
         loop = MultiThreadedEventLoopGroup.singleton.next()
@@ -261,7 +262,7 @@ struct Delivery {
         configure(&configuration)
         dispatcher = Dispatcher(
             loop: loop, configuration: configuration, source: source, settler: settler, reader: bodies ?? reader,
-            planning: FakePlanning(verdict), permits: permits, time: time,
+            planning: FakePlanning(verdict), permits: shares ?? permits, time: time,
             logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }), seed: 1, naming: nil,
             connector: SocketConnector(), poolsMax: poolsMax)
     }

@@ -16,6 +16,22 @@ private let group = MultiThreadedEventLoopGroup.singleton
 /// `TMPDIR`, else the system's; a Unix socket's path has to stay short.
 private let temporaryFolder = getenv("TMPDIR").map { String(cString: $0) } ?? P_tmpdir
 
+/// Permits of a node whose share of the site ends when something is to be begun for the second time.
+private final class EndingShare: PermitLeasing {
+    private let node = NodePermits(connections: 5)
+    private let asked = Mutex(0)
+
+    func takeConnection(site: [UInt8], siteLimit: Int) -> Bool { node.takeConnection(site: site, siteLimit: siteLimit) }
+    func returnConnection(site: [UInt8]) { node.returnConnection(site: site) }
+    func takeMessages(site: [UInt8], perSecond: Double?, wanted: Int, now: Instant) -> Int { wanted }
+    func claimSurplus(site: [UInt8]) -> Bool {
+        asked.withLock {
+            $0 += 1
+            return $0 == 2
+        }
+    }
+}
+
 @Suite struct DeliveryTests {
     @Test func messagesAlteredOrLost() async throws {
         let mx = try await FakeMX(group: group)
@@ -192,6 +208,18 @@ private let temporaryFolder = getenv("TMPDIR").map { String(cString: $0) } ?? P_
         _ = await delivery.source.results.wait(for: 4)
         for connection in 0..<2 { #expect(mx.record.messages.filter { $0.connection == connection }.count == 2) }
         #expect(mx.record.commands.contains("QUIT"))
+        await mx.stop()
+    }
+
+    @Test func connectionGoesOnWhenItsShareHasEnded() async throws {
+        let mx = try await FakeMX(group: group)
+        let delivery = Delivery(port: mx.port, shares: EndingShare()) { $0.connectionsPerSite = 1 }
+        delivery.add((0..<3).map { ["u\($0)@example.test"] })
+        await delivery.route()
+        _ = await delivery.source.results.wait(for: 1)
+        for _ in 0..<20 where delivery.source.results.all.count < 3 { await delivery.pass(.milliseconds(500)) }
+        _ = await delivery.source.results.wait(for: 3)
+        #expect(mx.record.messages.map(\.connection) == [0, 1, 1])
         await mx.stop()
     }
 

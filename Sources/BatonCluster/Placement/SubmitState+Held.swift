@@ -63,9 +63,7 @@ extension SubmitState {
         guard let entry = parts[counter], case .hoping(_, let since) = entry.stage, let receiver = entry.receiver,
             now - since >= PlacementLimits.storeAgain
         else { return }
-        parts[counter]?.stage = .storingHeld
-        let mark = guards.contains(.heldIsStored) ? key(counter).mark(heldFor: receiver) : nil
-        actions.append(.store(counter: counter, entry.part, mark))
+        storeHeld(counter, entry.part, receiver)
     }
 
     /// A receiver that lives knows alone; of one that is gone every node that lives may have taken something over.

@@ -147,12 +147,16 @@ package struct SubmitState: StateMachine {
         guard let entry = parts[counter], case .sent = entry.stage, let receiver = entry.receiver,
             node == nil || receiver.node == node
         else { return }
-        parts[counter]?.stage = .storingHeld
         release(octets: entry.part.octets, of: receiver.node)
         questions[key(counter)] = Question(receiver: receiver, since: now, witnesses: live)
-        let mark = guards.contains(.heldIsStored) ? key(counter).mark(heldFor: receiver) : nil
         actions.append(.count(.held))
-        actions.append(.store(counter: counter, entry.part, mark))
+        storeHeld(counter, entry.part, receiver)
+    }
+
+    mutating func storeHeld(_ counter: UInt64, _ part: OutgoingPart, _ receiver: NodeRun) {
+        parts[counter]?.stage = .storingHeld
+        let mark = guards.contains(.heldIsStored) ? key(counter).mark(heldFor: receiver) : nil
+        actions.append(.store(counter: counter, part, mark))
     }
 
     private mutating func answered(_ message: BatonPeer.Submitted, by sender: NodeRun) {

@@ -16,8 +16,8 @@ package protocol QuotaTransport: Sendable {
 /// pools of one node draw from the same shares. Any thread; one lock for a few microseconds; nothing is called while it is held.
 ///
 /// A connection in use when its share ends is not cut: from `QuotaLimits.lead` before that moment each one beyond the shares
-/// closes at the end of its transaction, idle ones at once, and no new one is opened. Bounded: a site for each that has a connection, a rate or somebody waiting, at most
-/// `QuotaLimits.keys`; past that a new site gets none until another has neither.
+/// closes at the end of its transaction, idle ones at once, and no new one is opened. Bounded: a site for each that has a
+/// connection, a rate or somebody waiting, at most `QuotaLimits.keys`; past that a new site gets none until another has neither.
 package final class ClusterPermits: PermitLeasing {
     private struct Site {
         var open = 0

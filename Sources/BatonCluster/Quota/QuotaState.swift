@@ -101,7 +101,7 @@ package struct QuotaState: StateMachine {
         return found
     }
 
-    /// Usable without anybody, for as long as the roster's entry stands, which only this node changes.
+    /// Usable without anybody, for as long as the roster's entry stands, which nobody else lowers.
     func ownFloor(of key: QuotaKey, limit: UInt64, at now: Instant) -> UInt64 {
         // What an earlier run lent lives on for that long.
         if guards.contains(.lenderForgotNothing), now - startedAt < QuotaState.wait(QuotaLimits.share) { return 0 }

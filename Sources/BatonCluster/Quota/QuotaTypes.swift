@@ -68,7 +68,8 @@ package struct QuotaMember: Hashable, Sendable {
     package var serving: Bool
     /// Homes keep floor(limit / withheld) back for it; 0: nothing.
     package var withheld: UInt32 = 0
-    /// It uses floor(limit / used) at most; 0: nothing. Never more than what is withheld. Both are changed by itself only.
+    /// It uses floor(limit / used) at most; 0: nothing. Never more than what is withheld. Both are changed by itself only,
+    /// but for the first part, which a member that shrinks may hand it (`QuotaRoster.handOn`).
     package var used: UInt32 = 0
 
     package init(node: NodeID, weight: UInt32 = 1, serving: Bool = true) {
@@ -80,8 +81,8 @@ package struct QuotaMember: Hashable, Sendable {
 
 /// The roster: one durable value in the control plane, changed by compare-and-set, its sequence one higher each time.
 ///
-/// A node joins with nothing withheld and nothing used, the first one (`first`) with all. It is removed when it has stopped for good: drained, or forgotten by
-/// the operator, who thereby says so.
+/// A node joins with nothing withheld and nothing used, the first one (`first`) with all. It is removed when it has stopped for good:
+/// drained, or forgotten by the operator, who thereby says so.
 package struct QuotaRoster: Hashable, Sendable {
     package var sequence: UInt64
     package var members: [QuotaMember]

@@ -79,7 +79,7 @@ struct DrainedSegment: Hashable, Sendable {
     var settledSaid: Int64 = 0
     var lostSince: Instant?
     /// Another member has more than was read here: no dot is permitted since, and the segment goes to it.
-    var leavingSince: Instant?
+    var endingSince: Instant?
     /// The own copy cannot be sealed.
     var failing: MemberProgress.Failing?
     var copyUnderWay: EnsembleMember?

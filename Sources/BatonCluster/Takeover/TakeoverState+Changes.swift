@@ -15,7 +15,7 @@ extension TakeoverState {
         if let back = dueReturn(drain, key) {
             return change(id) { $0.stale.removeAll { $0 == back } }
         }
-        if leave(id, drain, key) { return }
+        if handOverToLonger(id, drain, key) { return }
         if key.state == .open, !drain.isWritten, let own = drain.own,
             let length = lateLength(key, drain, own)
         {
@@ -30,22 +30,22 @@ extension TakeoverState {
     }
 
     /// T1: adopted without what another member has, which is back now. True while nothing else is to be done.
-    private mutating func leave(_ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey) -> Bool {
+    private mutating func handOverToLonger(_ id: SegmentID, _ drain: DrainedSegment, _ key: SegmentKey) -> Bool {
         guard !drain.isWritten, let own = drain.own, own.end < key.sealedAt ?? .max,
             heir(drain, key, beyond: own.end) != nil
         else {
-            if drain.leavingSince != nil {
-                drains[id]?.leavingSince = nil
+            if drain.endingSince != nil {
+                drains[id]?.endingSince = nil
                 tell(id)
             }
             return false
         }
-        guard let since = drain.leavingSince else {
-            drains[id]?.leavingSince = now
+        guard let since = drain.endingSince else {
+            drains[id]?.endingSince = now
             tell(id)
             return true
         }
-        if now - since >= timing.leaving, drain.logSynced >= drain.logEnd, settledEnd(id, drain) >= drain.logEnd {
+        if now - since >= timing.ending, drain.logSynced >= drain.logEnd, settledEnd(id, drain) >= drain.logEnd {
             handOver(id, drain, key, beyond: own.end)
         }
         return true
@@ -57,12 +57,12 @@ extension TakeoverState {
             guard let end = drain.peers[other]?.end else { return nil }
             longest = max(longest, end)
         }
-        // A longer copy elsewhere has to be read first, by whoever has it (`leave`).
+        // A longer copy elsewhere has to be read first, by whoever has it (`handOverToLonger`).
         return longest == own.end ? longest : nil
     }
 
-    /// P1: a silent partner, or one that is gone, is put into `stale` before the next dot; so is one that promises and takes no outcomes, since nothing
-    /// would ever be settled (P3).
+    /// P1: a silent partner, or one that is gone, is put into `stale` before the next dot; so is one that promises and takes no
+    /// outcomes, since nothing would ever be settled (P3).
     private func dueStale(_ drain: DrainedSegment, _ key: SegmentKey) -> EnsembleMember? {
         key.partners(of: member).first { other in
             guard let peer = drain.peers[other] else { return false }

@@ -131,17 +131,14 @@ extension TakeoverState {
         if case .superseded(let higher) = report { return overtaken(id, by: higher) }
         guard drains[id]?.epoch == epoch, let other = member(of: peer.node, in: id) else { return }
         var progress = drains[id]?.peers[other] ?? MemberProgress()
-        switch report {
-        case .sealed, .superseded:
-            progress.report = report
-            progress.failing = nil
-        case .missing:
+        if case .failed = report {
+            // What it said before still holds; it is asked again.
+            progress.failing = .init(progress.failing, at: now)
+        } else {
             progress.report = report
             progress.failing = nil
             // Even what it had synced is gone with its file.
-            (progress.memory, progress.synced, progress.sent) = (0, 0, 0)
-        // What it said before still holds; it is asked again.
-        case .failed: progress.failing = .init(progress.failing, at: now)
+            if case .missing = report { (progress.memory, progress.synced, progress.sent) = (0, 0, 0) }
         }
         drains[id]?.peers[other] = progress
         if case .sealed(_, _, let octets) = report, drains[id]?.phase == .asking, !progress.outcomesFetched {

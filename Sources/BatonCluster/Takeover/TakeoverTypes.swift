@@ -103,7 +103,7 @@ package struct TakeoverTiming: Hashable, Sendable {
     package var behind = TimeSpan.seconds(2)
     package var retransmit = TimeSpan.milliseconds(300)
     /// A drainer whose copy is short sends nothing for so long before it hands the segment over: outcomes of open dots arrive.
-    package var leaving = TimeSpan.seconds(2)
+    package var ending = TimeSpan.seconds(2)
     /// T6: others than the old owner wait so long before they claim, if it is back.
     package var ownerFirst = TimeSpan.seconds(2)
     /// A member is not replaced before it was gone, or its copy failing, for so long. A taker whose own copy fails for so long hands

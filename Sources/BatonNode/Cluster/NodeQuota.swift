@@ -135,7 +135,8 @@ final class NodeQuota: QuotaTransport {
         }
     }
 
-    /// With this node in it, which has no part of anything yet, or all of it where there is no roster; nil if it is there, or does not serve.
+    /// With this node in it, which has no part of anything yet, or all of it where there is no roster; nil if it is there, or does
+    /// not serve.
     private func joined(_ roster: QuotaRoster, _ weight: UInt32?) -> QuotaRoster? {
         let me = runtime.settings.me.node
         guard let weight, roster[me] == nil else { return nil }

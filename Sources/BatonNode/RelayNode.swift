@@ -39,6 +39,7 @@ package final class RelayNode: Sendable {
     let copies: CopyStore?
     package let eventSearch: EventSearch
     let current: CurrentConfiguration
+    let destinations: DestinationNames
     let phase = Mutex(NodePhase.starting)
     package let startedAt: Instant
     private let addresses = Mutex<[String]>([])
@@ -47,8 +48,9 @@ package final class RelayNode: Sendable {
         configuration: NodeConfiguration, time: SystemTimeSource, logger: Logger, group: MultiThreadedEventLoopGroup,
         directory: DataDirectory, spool: Spool, events: EventLog, gate: SubmissionGate, resolver: UnboundThread,
         permits: NodePermits, loops: [NodeLoop], ingress: Ingress, holds: HoldStore,
-        current: CurrentConfiguration, cluster: NodeCluster?, copies: CopyStore?
+        current: CurrentConfiguration, destinations: DestinationNames, cluster: NodeCluster?, copies: CopyStore?
     ) {
+        self.destinations = destinations
         self.cluster = cluster
         self.copies = copies
         self.configuration = configuration
@@ -153,9 +155,11 @@ package final class RelayNode: Sendable {
             configuration.makePartition(index: index, of: count, on: loop, time: time, logger: logger)
         }
         let relay = IntakeRelay(events: events, partitions: partitions, time: time)
+        let destinations = DestinationNames(configuration.deliverySettings.routes)
         let placement = cluster.map { cluster in
             NodePlacement(
-                cluster, spool: spool, queue: relay, spreadRate: Double(cluster.settings.spreadRate), time: time)
+                cluster, spool: spool, queue: relay, spreadRate: Double(cluster.settings.spreadRate),
+                destinations: destinations, time: time)
         }
         let gate = SubmissionGate(spool: placement?.placer ?? spool, events: events, partitions: partitions)
         let permits = NodePermits(connections: configuration.delivery.connections)
@@ -193,7 +197,8 @@ package final class RelayNode: Sendable {
         return RelayNode(
             configuration: configuration, time: time, logger: logger, group: group, directory: directory,
             spool: spool, events: events, gate: gate, resolver: resolver, permits: permits, loops: loops,
-            ingress: ingress, holds: holds, current: current, cluster: cluster, copies: copies)
+            ingress: ingress, holds: holds, current: current, destinations: destinations,
+            cluster: cluster, copies: copies)
     }
 
     /// Binds the listeners: from here on mail is taken. Throws `NodeError`; the caller then stops the node.

@@ -16,23 +16,37 @@ package struct PlacedPart: Hashable, Sendable {
     }
 }
 
-/// A domain's mail is 1 + floor(rate / spreadRate) shares, at most as many as there are nodes; share k belongs to the k-th node
-/// of the domain's rendezvous order. Placement is a preference: two nodes that see other nodes place differently and both
-/// store safely.
+/// A destination is a domain, or the next hop that its route names. Its mail is 1 + floor(rate / spreadRate) shares, at most as
+/// many as there are nodes; share k belongs to the k-th node of the destination's rendezvous order. If this node has one of
+/// several, mail stays here, as far as its intake is not above its part (`IntakeBalance`). Placement is a preference: two nodes
+/// that see other nodes place differently and both store safely.
 package struct PlacementState: Sendable {
     private let own: NodeID
     private let spreadRate: Double
     private var nodes: [PlacementNode] = []
     private var rates = DomainRates()
+    private var balance = IntakeBalance()
 
-    /// `spreadRate`: messages a second for which a domain gains one more share (`cluster.spread_rate`), at least 1.
+    /// `spreadRate`: messages a second for which a destination gains one more share (`cluster.spread_rate`), at least 1.
     package init(own: NodeID, spreadRate: Double) {
         self.own = own
         self.spreadRate = max(1, spreadRate)
     }
 
     /// The nodes that new mail may go to, this one included unless it drains.
-    package mutating func update(_ nodes: [PlacementNode]) { self.nodes = nodes }
+    package mutating func update(_ nodes: [PlacementNode]) {
+        self.nodes = nodes
+        balance.keep(nodes)
+    }
+
+    /// Another node's intake, in messages a second; of one that nothing is placed on it is ignored.
+    package mutating func told(intake: Double, by node: NodeRun) {
+        guard nodes.contains(where: { $0.run == node }) else { return }
+        balance.told(intake, by: node)
+    }
+
+    /// Messages a second that this node takes in from clients.
+    package func intake(at now: Instant) -> Double { balance.rate(at: now) }
 
     package var liveNodes: [PlacementNode] { nodes }
 
@@ -40,10 +54,12 @@ package struct PlacementState: Sendable {
     package var isLocal: Bool { nodes.isEmpty || nodes.count == 1 && nodes[0].run.node == own }
 
     /// The parts, the local one first; one part for this node where the message stays whole: reports, what is fragmented or
-    /// larger than a SUBMIT holds, and everything while no other node is there.
+    /// larger than a SUBMIT holds, and everything while no other node is there. `destination`: what a domain's mail goes to.
     package mutating func place(
-        _ envelope: Envelope, bodyOctets: Int, fragmented: Bool, at now: Instant
+        _ envelope: Envelope, bodyOctets: Int, fragmented: Bool, at now: Instant,
+        destination: (Domain) -> UInt64 = { $0.stableHash }
     ) -> [PlacedPart] {
+        balance.count(at: now)
         let whole = [PlacedPart(node: nil, recipients: (0..<UInt32(clamping: envelope.recipients.count)).map { $0 })]
         if isLocal || fragmented || bodyOctets > Limits.fragmentThreshold || envelope.flags.contains(.report) {
             return whole
@@ -51,7 +67,7 @@ package struct PlacementState: Sendable {
         var domains: [(hash: UInt64, recipients: [UInt32])] = []
         var known: [UInt64: Int] = [:]
         for (index, recipient) in envelope.recipients.enumerated() {
-            let hash = recipient.address.domain.stableHash
+            let hash = destination(recipient.address.domain)
             if let at = known[hash] {
                 domains[at].recipients.append(UInt32(index))
             } else {
@@ -71,8 +87,8 @@ package struct PlacementState: Sendable {
         }
     }
 
-    /// A node for each domain, by index. Domains of one share first; one of several shares goes where the message goes already,
-    /// if that node has one of its shares, so that a message is on as few nodes as its domains need.
+    /// A node for each destination, by index. Those of one share first; one of several shares goes where the message goes already,
+    /// if that node has one of its shares, so that a message is on as few nodes as it needs. Else here, or by the message's id.
     private mutating func choose(_ domains: [UInt64], of message: MessageID, at now: Instant) -> [Int] {
         var chosen = [Int](repeating: -1, count: domains.count)
         var used: Set<Int> = []
@@ -88,8 +104,14 @@ package struct PlacementState: Sendable {
         }
         for (index, shares) in spread {
             let order = RendezvousOrder.order(ofHash: domains[index], among: nodes, count: shares)
-            let share = Int(SplitMix64.mix(message.low ^ domains[index]) % UInt64(order.count))
-            chosen[index] = order.first(where: { used.contains($0) }) ?? order[share]
+            let draw = SplitMix64.mix(message.low ^ domains[index])
+            if let at = order.first(where: { used.contains($0) }) {
+                chosen[index] = at
+            } else if let mine = order.first(where: { nodes[$0].run.node == own }) {
+                chosen[index] = balance.choose(order, of: nodes, mine: mine, draw: draw, at: now)
+            } else {
+                chosen[index] = order[Int(draw % UInt64(order.count))]
+            }
             used.insert(chosen[index])
         }
         return chosen

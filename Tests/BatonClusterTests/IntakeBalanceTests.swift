@@ -70,13 +70,15 @@ private func placed(
     }
     for index in 0..<3_000 { _ = node(UInt64(index)) }
     #expect((3_000..<3_500).allSatisfy { node($0) == nil })
+    #expect(state.knownIntakes == 1)
     // Its next run has told nothing.
     state.update([PlacementNode(run: run(0)), PlacementNode(run: run(1, 2))])
+    #expect(state.knownIntakes == 0)
     #expect((4_000..<4_500).contains { node($0) == run(1, 2) })
 }
 
-@Test func domainsOfOneNextHopAreSpreadApart() {
-    var state = PlacementState(own: run(0).node, spreadRate: 50)
+@Test func rateOfANextHopIsCountedForEachOfItsDomains() {
+    var state = PlacementState(own: run(0).node, spreadRate: 40)
     state.update((0..<3).map { PlacementNode(run: run($0)) })
     for other: UInt64 in [1, 2] { state.told(intake: 100, by: run(other)) }
     var now = Instant.epoch
@@ -86,8 +88,36 @@ private func placed(
         let made = envelope(
             SplitMix64.mix(UInt64(index)), to: ["a@d\(index % 50).example", "b@d\(index % 49).example"])
         let parts = state.place(made, bodyOctets: 1, fragmented: false, at: now) { _ in 77 }
+        guard index > 2_000 else { continue }
         #expect(parts.count == 1)
-        if index > 2_000, parts[0].node != nil { moved += 1 }
+        if parts[0].node != nil { moved += 1 }
     }
     #expect(moved == 0, "its rate is that of all its domains, so every node has a share")
+}
+
+@Test func smartHostWithLittleMailFallsToOneNode() {
+    var state = PlacementState(own: run(0).node, spreadRate: 100)
+    state.update((0..<3).map { PlacementNode(run: run($0)) })
+    var now = Instant.epoch
+    var found: [NodeRun?: Int] = [:]
+    for index in 0..<600 {
+        now = now + .milliseconds(20)
+        let made = envelope(SplitMix64.mix(UInt64(index)), to: ["a@d\(index % 60).example"])
+        found[state.place(made, bodyOctets: 1, fragmented: false, at: now) { _ in 77 }[0].node, default: 0] += 1
+    }
+    #expect(found.count == 3 && found.values.allSatisfy { $0 > 100 }, "\(found)")
+}
+
+@Test func messageCountsForEachDomainOfItsNextHop() {
+    var state = PlacementState(own: run(0).node, spreadRate: 20)
+    state.update((0..<3).map { PlacementNode(run: run($0)) })
+    var now = Instant.epoch
+    // Ten messages a second of five domains: one share each, by the domain.
+    for index in 0..<400 {
+        now = now + .milliseconds(100)
+        let made = envelope(
+            SplitMix64.mix(UInt64(index)), to: (0..<5).map { "a@d\($0 * 3).example" })
+        let parts = state.place(made, bodyOctets: 1, fragmented: false, at: now) { _ in 77 }
+        #expect(parts.count > 1, "\(index)")
+    }
 }

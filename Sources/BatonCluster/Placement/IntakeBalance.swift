@@ -19,6 +19,8 @@ struct IntakeBalance: Sendable {
     /// What another node says of itself. Kept only for the nodes of the last `keep`, so it is bounded by them.
     mutating func told(_ rate: Double, by node: NodeRun) { told[node] = rate }
 
+    var known: Int { told.count }
+
     mutating func keep(_ nodes: [PlacementNode]) {
         let runs = Set(nodes.map(\.run))
         told = told.filter { runs.contains($0.key) }

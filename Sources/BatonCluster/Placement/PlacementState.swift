@@ -16,10 +16,10 @@ package struct PlacedPart: Hashable, Sendable {
     }
 }
 
-/// A destination is a domain, or the next hop that its route names. Its mail is 1 + floor(rate / spreadRate) shares, at most as
-/// many as there are nodes; share k belongs to the k-th node of the destination's rendezvous order. If this node has one of
-/// several, mail stays here, as far as its intake is not above its part (`IntakeBalance`). Placement is a preference: two nodes
-/// that see other nodes place differently and both store safely.
+/// A domain's mail is 1 + floor(rate / spreadRate) shares, at most as many as there are nodes; share k belongs to the k-th node
+/// of the domain's rendezvous order. The rate is that of the destination: the domain, or the next hop that its route names. If
+/// this node has one of several shares, mail stays here, as far as its intake is not above its part (`IntakeBalance`).
+/// Placement is a preference: two nodes that see other nodes place differently and both store safely.
 package struct PlacementState: Sendable {
     private let own: NodeID
     private let spreadRate: Double
@@ -27,7 +27,7 @@ package struct PlacementState: Sendable {
     private var rates = DomainRates()
     private var balance = IntakeBalance()
 
-    /// `spreadRate`: messages a second for which a destination gains one more share (`cluster.spread_rate`), at least 1.
+    /// `spreadRate`: messages a second for which a domain gains one more share (`cluster.spread_rate`), at least 1.
     package init(own: NodeID, spreadRate: Double) {
         self.own = own
         self.spreadRate = max(1, spreadRate)
@@ -44,6 +44,9 @@ package struct PlacementState: Sendable {
         guard nodes.contains(where: { $0.run == node }) else { return }
         balance.told(intake, by: node)
     }
+
+    /// Nodes whose intake is kept.
+    var knownIntakes: Int { balance.known }
 
     /// Messages a second that this node takes in from clients.
     package func intake(at now: Instant) -> Double { balance.rate(at: now) }
@@ -64,19 +67,20 @@ package struct PlacementState: Sendable {
         if isLocal || fragmented || bodyOctets > Limits.fragmentThreshold || envelope.flags.contains(.report) {
             return whole
         }
-        var domains: [(hash: UInt64, recipients: [UInt32])] = []
+        var domains: [PlacedDomain] = []
         var known: [UInt64: Int] = [:]
         for (index, recipient) in envelope.recipients.enumerated() {
-            let hash = destination(recipient.address.domain)
+            let hash = recipient.address.domain.stableHash
             if let at = known[hash] {
                 domains[at].recipients.append(UInt32(index))
             } else {
                 known[hash] = domains.count
-                domains.append((hash, [UInt32(index)]))
+                let destination = destination(recipient.address.domain)
+                domains.append(PlacedDomain(hash: hash, destination: destination, recipients: [UInt32(index)]))
             }
         }
         guard !domains.isEmpty else { return whole }
-        let chosen = choose(domains.map(\.hash), of: envelope.id, at: now)
+        let chosen = choose(domains, of: envelope.id, at: now)
         var byNode: [Int: [UInt32]] = [:]
         for (domain, node) in zip(domains, chosen) { byNode[node, default: []] += domain.recipients }
         return byNode.map { node, recipients in
@@ -87,24 +91,36 @@ package struct PlacementState: Sendable {
         }
     }
 
-    /// A node for each destination, by index. Those of one share first; one of several shares goes where the message goes already,
+    private struct PlacedDomain {
+        let hash: UInt64
+        let destination: UInt64
+        var recipients: [UInt32]
+    }
+
+    /// A node for each domain, by index. Those of one share first; one of several shares goes where the message goes already,
     /// if that node has one of its shares, so that a message is on as few nodes as it needs. Else here, or by the message's id.
-    private mutating func choose(_ domains: [UInt64], of message: MessageID, at now: Instant) -> [Int] {
+    private mutating func choose(_ domains: [PlacedDomain], of message: MessageID, at now: Instant) -> [Int] {
         var chosen = [Int](repeating: -1, count: domains.count)
         var used: Set<Int> = []
         var spread: [(index: Int, shares: Int)] = []
+        // A message counts once for a next hop, however many of its domains it is for.
+        var counted: [UInt64: Int] = [:]
         for (index, domain) in domains.enumerated() {
-            let shares = Self.shares(rates.add(hash: domain, at: now), spreadRate, nodes: nodes.count)
+            let shares =
+                counted[domain.destination]
+                ?? Self.shares(rates.add(hash: domain.destination, at: now), spreadRate, nodes: nodes.count)
+            counted[domain.destination] = shares
             guard shares == 1 else {
                 spread.append((index, shares))
                 continue
             }
-            chosen[index] = RendezvousOrder.order(ofHash: domain, among: nodes, count: 1)[0]
+            chosen[index] = RendezvousOrder.order(ofHash: domain.hash, among: nodes, count: 1)[0]
             used.insert(chosen[index])
         }
         for (index, shares) in spread {
-            let order = RendezvousOrder.order(ofHash: domains[index], among: nodes, count: shares)
-            let draw = SplitMix64.mix(message.low ^ domains[index])
+            let hash = domains[index].hash
+            let order = RendezvousOrder.order(ofHash: hash, among: nodes, count: shares)
+            let draw = SplitMix64.mix(message.low ^ hash)
             if let at = order.first(where: { used.contains($0) }) {
                 chosen[index] = at
             } else if let mine = order.first(where: { nodes[$0].run.node == own }) {

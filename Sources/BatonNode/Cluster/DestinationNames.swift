@@ -1,10 +1,10 @@
-// What placement spreads mail by: the next hop that a domain's route names, or the domain itself.
+// Whose rate placement measures: the next hop that a domain's route names, or the domain itself.
 import BatonCore
 import BatonDelivery
 import BatonModel
 import Synchronization
 
-/// All domains of one smart host are one destination: their mail meets in its connections whatever node it is on. Any thread.
+/// All domains of one smart host are one destination: their mail meets in its connections, whatever node it is on. Any thread.
 final class DestinationNames: Sendable {
     private struct Route: Sendable {
         let pattern: BatonDelivery.DomainPattern

@@ -40,6 +40,8 @@ package final class RelayNode: Sendable {
     package let eventSearch: EventSearch
     let current: CurrentConfiguration
     let destinations: DestinationNames
+    /// Nil in a single node.
+    let quota: ClusterPermits?
     let phase = Mutex(NodePhase.starting)
     package let startedAt: Instant
     private let addresses = Mutex<[String]>([])
@@ -48,8 +50,10 @@ package final class RelayNode: Sendable {
         configuration: NodeConfiguration, time: SystemTimeSource, logger: Logger, group: MultiThreadedEventLoopGroup,
         directory: DataDirectory, spool: Spool, events: EventLog, gate: SubmissionGate, resolver: UnboundThread,
         permits: NodePermits, loops: [NodeLoop], ingress: Ingress, holds: HoldStore,
-        current: CurrentConfiguration, destinations: DestinationNames, cluster: NodeCluster?, copies: CopyStore?
+        current: CurrentConfiguration, destinations: DestinationNames, quota: ClusterPermits?, cluster: NodeCluster?,
+        copies: CopyStore?
     ) {
+        self.quota = quota
         self.destinations = destinations
         self.cluster = cluster
         self.copies = copies
@@ -198,7 +202,7 @@ package final class RelayNode: Sendable {
             configuration: configuration, time: time, logger: logger, group: group, directory: directory,
             spool: spool, events: events, gate: gate, resolver: resolver, permits: permits, loops: loops,
             ingress: ingress, holds: holds, current: current, destinations: destinations,
-            cluster: cluster, copies: copies)
+            quota: quota, cluster: cluster, copies: copies)
     }
 
     /// Binds the listeners: from here on mail is taken. Throws `NodeError`; the caller then stops the node.

@@ -123,6 +123,25 @@ private final class Cluster {
     #expect(cluster.nodes.map { $0.state.withLock { $0.open } } == open)
 }
 
+@Test func statusHidesWhoHasWhatOfALimit() throws {
+    let cluster = Cluster(3, rate: 36_000)
+    cluster.settle()
+    #expect(cluster.permits.allSatisfy { $0.parts(atMost: 10).isEmpty }, "no mail, no part")
+    for _ in 0..<5 { _ = cluster.permits[1].takeConnection(site: Cluster.site, siteLimit: 12) }
+    for _ in 0..<100 {
+        _ = cluster.permits[1].takeMessages(site: Cluster.site, perSecond: 10, wanted: 5, now: cluster.clock.now())
+        cluster.step()
+    }
+    let parts = cluster.permits[1].parts(atMost: 10)
+    let connections = try #require(parts.first { $0.key.kind == .connections })
+    #expect(connections.limit == 12 && connections.used > 0 && connections.share >= connections.used)
+    #expect(connections.home == cluster.roster.home(of: Cluster.site))
+    let rate = try #require(parts.first { $0.key.kind == .rate })
+    #expect(rate.limit == 36_000 && rate.share > 12_000, "lent by those without demand")
+    #expect(rate.used > 0 && rate.used <= 36_000)
+    #expect(cluster.permits[1].parts(atMost: 1).count == 1)
+}
+
 @Test func nodeThatIsCutOffKeepsWhatItBorrowed() {
     let cluster = Cluster(4)
     cluster.settle()

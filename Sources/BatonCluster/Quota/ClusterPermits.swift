@@ -19,7 +19,7 @@ package protocol QuotaTransport: Sendable {
 /// closes at the end of its transaction, idle ones at once, and no new one is opened. Bounded: a site for each that has a
 /// connection, a rate or somebody waiting, at most `QuotaLimits.keys`; past that a new site gets none until another has neither.
 package final class ClusterPermits: PermitLeasing {
-    private struct Site {
+    struct Site {
         var open = 0
         var limit = 0
         /// Refusals in this half of `demandSpan` and in the one before: what waits beside `open`.
@@ -27,7 +27,7 @@ package final class ClusterPermits: PermitLeasing {
         var refusedBefore = 0
     }
 
-    private struct Rate {
+    struct Rate {
         var perHour: UInt64 = 0
         var windows: [ShareName: RateWindow] = [:]
         var taken = 0
@@ -47,7 +47,7 @@ package final class ClusterPermits: PermitLeasing {
         }
     }
 
-    private struct State {
+    struct State {
         var quota: QuotaState
         var sites: [[UInt8]: Site] = [:]
         var rates: [[UInt8]: Rate] = [:]
@@ -61,12 +61,12 @@ package final class ClusterPermits: PermitLeasing {
     /// Demand is what the last one to two of these saw.
     static let demandSpan = TimeSpan.seconds(1)
 
-    private let state: Mutex<State>
+    let state: Mutex<State>
     /// Whether `over` has anything: looked at before every transaction.
     private let hasSurplus = Atomic(false)
     private let node: any PermitLeasing
     private let transport: any QuotaTransport
-    private let time: any TimeSource
+    let time: any TimeSource
 
     /// `node`: the node's own permits, which keep its limit on all connections. `seed`: random per run.
     package init(

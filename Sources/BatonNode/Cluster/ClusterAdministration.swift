@@ -112,7 +112,24 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
         }
         return ClusterStatusReport(
             name: cluster.settings.name, copies: copies, nodes: nodes.sorted { $0.id < $1.id }, segments: segments,
-            takeovers: takeovers(view))
+            takeovers: takeovers(view), limits: limits(view))
+    }
+
+    private func limits(_ view: ClusterView) -> [ClusterStatusReport.Limit] {
+        var names: [NodeID: String] = [:]
+        for entry in view.roster { names[NodeID(name: entry.id)] = entry.id }
+        return (relay.quota?.parts(atMost: ClusterAdminLimits.reportRows) ?? []).map { part in
+            let kind =
+                switch part.key.kind {
+                case .connections: "connections"
+                case .rate: "rate"
+                }
+            return ClusterStatusReport.Limit(
+                site: String(decoding: part.key.site, as: UTF8.self), kind: kind, node: node,
+                home: part.home.flatMap { names[$0] }, limit: Int(clamping: part.limit),
+                share: Int(clamping: part.share),
+                used: Int(clamping: part.used))
+        }
     }
 
     private func takeovers(_ view: ClusterView) -> [ClusterStatusReport.Takeover] {

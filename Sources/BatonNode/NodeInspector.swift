@@ -47,6 +47,15 @@ struct NodeInspector: NodeInspecting {
 
     func storedMessages() async -> Int { node.spool.stats.messages }
 
+    /// What other nodes are told of this one.
+    func cluster(nodeOnly: Bool) async throws -> ClusterStatusReport {
+        let health = await health()
+        let parts = cluster?.parts() ?? (takeovers: [], limits: [])
+        return ClusterStatusReport(
+            name: nil, copies: health.copies, nodes: [await member(health)], takeovers: parts.takeovers,
+            limits: parts.limits)
+    }
+
     // MARK: Queue
 
     func queue(_ filter: AdminFilter) async throws -> QueueReport {

@@ -127,6 +127,7 @@ final class FakeCluster: ClusterAdministering {
     var acceptsMail: Bool { true }
     var isDraining: Bool { false }
     func reasons() -> [String] { [] }
+    func parts() -> (takeovers: [ClusterStatusReport.Takeover], limits: [ClusterStatusReport.Limit]) { ([], []) }
 
     func status() async -> ClusterStatusReport {
         let state = state.withLock { $0 }

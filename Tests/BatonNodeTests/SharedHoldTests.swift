@@ -303,6 +303,11 @@ private func inForce(_ node: RelayNode) async -> Set<QueueSelector> {
         var acceptsMail = true
         var isDraining = false
         func reasons() -> [String] { ["a segment has one copy"] }
+        func parts() -> (takeovers: [ClusterStatusReport.Takeover], limits: [ClusterStatusReport.Limit]) {
+            let limit = ClusterStatusReport.Limit(
+                site: "a.test", kind: "connections", node: "n1", home: nil, limit: 20, share: 8, used: 5)
+            return ([], [limit])
+        }
     }
     try await withNode { node, _ in
         try await node.listen()
@@ -314,5 +319,10 @@ private func inForce(_ node: RelayNode) async -> Set<QueueSelector> {
         health = await NodeInspector(node: node, cluster: Fake(isDraining: true)).health()
         #expect(health.state == .draining && !health.isServing)
         #expect(await NodeInspector(node: node).health().copies == 1)
+        // What other nodes hear of it, and put beside their own.
+        let question = PeerQuery(path: "/api/v1/cluster")
+        let (status, json) = await PeerQueries(node: NodeInspector(node: node, cluster: Fake())).answer(
+            question.name, try #require(question.json))
+        #expect(status == 200 && String(decoding: json, as: UTF8.self).contains("\"site\":\"a.test\""))
     }
 }

@@ -69,6 +69,8 @@ package protocol ClusterHealth: Sendable {
     var isDraining: Bool { get }
     /// Why `degraded`; empty when all is well.
     func reasons() -> [String]
+    /// What this node takes over, and its part of each limit, as it knows them at once.
+    func parts() -> (takeovers: [ClusterStatusReport.Takeover], limits: [ClusterStatusReport.Limit])
 }
 
 /// The cluster admin side's bounds (docs/LIMITS.md).

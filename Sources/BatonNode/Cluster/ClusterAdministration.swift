@@ -83,6 +83,11 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
 
     // MARK: Status
 
+    func parts() -> (takeovers: [ClusterStatusReport.Takeover], limits: [ClusterStatusReport.Limit]) {
+        guard let view = runtime.view else { return ([], []) }
+        return (takeovers(view), limits(view))
+    }
+
     func status() async -> ClusterStatusReport {
         var latest = runtime.view
         if let found = try? await plane.list(paths.all) { latest = ClusterView(found, in: paths) }

@@ -93,7 +93,7 @@ extension Checker {
         }
         if same.contains(where: \.settled) {
             // The stated exception (P5): the sender had it and lost it with its power before the sync, or the holders burned.
-            if lostOutcomes[arrival.host]?.contains(name) == true { return }
+            if lostOutcomes[arrival.host]?.contains(name) == true { return takeBack(recipient) }
             let holders = run.hosts.indices.filter { host in
                 run.hosts[host].disk.files[arrival.dot.segment]?.log.contains {
                     $0.record.outcome.isFinal && $0.record.job == arrival.dot.job
@@ -101,7 +101,7 @@ extension Checker {
                     == true
             }
             if holders.isEmpty, !lostHosts.isEmpty || lostOutcomes.values.contains(where: { $0.contains(name) }) {
-                return
+                return takeBack(recipient)
             }
             return fail("duplicate: settled outcome of \(recipient.mail.low) sent again: \(describe(before, arrival))")
         }
@@ -114,6 +114,12 @@ extension Checker {
         let doubled = Doubled(
             host: last.host, incarnation: last.incarnation, log: log(last.dot.segment, last.dot.epoch))
         takeoverDuplicates[doubled, default: 0] += 1
+    }
+
+    /// What was settled is lost by P5's exception, and has been sent again: a further repetition is judged by the outcome of that, which
+    /// may be in doubt like any other (seeds 7415, 9480).
+    private func takeBack(_ recipient: Recipient) {
+        for place in arrivals[recipient]?.indices ?? 0..<0 { arrivals[recipient]?[place].settled = false }
     }
 
     /// The first place of a message that cleaning may have moved.

@@ -158,7 +158,9 @@ final class Checker {
     /// P2 and C1: whoever leaves `stale`, or enters the ensemble, has every outcome of this drainer on its disk.
     func returned(_ key: ClusterKey, _ index: Int, _ run: Simulation) {
         guard let old = run.hosts[index].state?.registry.keys[key.id],
-            let drain = run.hosts[index].state?.drains[key.id], !rotten.contains(key.id)
+            let drain = run.hosts[index].state?.drains[key.id], !rotten.contains(key.id),
+            // Else it was overtaken, by a takeover perhaps, and cannot land (seed 17317).
+            run.controlPlane.keys[key.id]?.revision == key.revision
         else { return }
         let back = old.stale.filter { key.ensemble.contains($0) && !key.stale.contains($0) }
         let joined = key.ensemble.filter { !old.ensemble.contains($0) }

@@ -31,6 +31,7 @@ extension ClusterDriver {
 
     /// CHUNK: an answer to a FETCH, or a piece for a joining member.
     mutating func received(_ piece: BatonPeer.CopyPart, from peer: Drainer) {
+        guard piece.part != .chunk else { return repairAnswered(piece, from: peer) }
         guard piece.request != 0 else { return restore(piece, from: peer) }
         guard var run = fetches.answered(by: piece, from: peer.node) else { return }
         guard piece.status == .octets else { return end(run, complete: false) }

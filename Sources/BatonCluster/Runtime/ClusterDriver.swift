@@ -31,6 +31,7 @@ struct ClusterDriver: Sendable {
     var state: TakeoverState
     var fetches = FetchRuns()
     var copies = CopyRuns()
+    var repairs = RepairState()
     var gathered = GatheredOutcomes()
     private var permits: [SegmentID: Instant] = [:]
     private var marks: [SegmentID: Marks] = [:]
@@ -69,6 +70,7 @@ struct ClusterDriver: Sendable {
         runtime.permission.tick(at: now)
         for (id, until) in permits { permit(id, until) }
         for run in fetches.overdue(at: now) { end(run, complete: false) }
+        mend(.tick)
         for id in copies.segments { advanceCopy(id) }
         let drains = state.drains
         gathered.keep { id, epoch in drains[id]?.epoch == epoch && drains[id]?.phase != .ready }

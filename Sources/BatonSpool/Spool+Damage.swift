@@ -71,15 +71,17 @@ extension Spool {
     }
 
     package func ended(_ repair: ChunkRepair, of chunk: DamagedChunk) {
-        guard let handle = ledger.handle(of: chunk.segment) else { return }
+        // None while a takeover repairs what it will read.
+        let handle = ledger.handle(of: chunk.segment)
         switch repair {
         case .repaired:
-            let well = ledger.change(handle) { $0.damage.repaired(chunk.offset) } ?? 0
+            let well = handle.flatMap { ledger.change($0) { $0.damage.repaired(chunk.offset) } } ?? 0
             shared.damagedMessages.subtract(well, ordering: .relaxed)
             shared.chunksRepaired.add(1, ordering: .relaxed)
             logger.notice(
                 "spool: a damaged chunk was repaired from another copy", metadata: CopyWorker.place(of: chunk))
         case .nowhere:
+            guard let handle else { return }
             ledger.update(handle) { $0.damage.giveUp(chunk.offset) }
             logger.error(
                 "spool: a chunk is damaged on every copy: its damaged messages are quarantined, not sent",

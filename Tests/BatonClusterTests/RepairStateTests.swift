@@ -187,13 +187,13 @@ private struct Repairs {
             #expect(repairs.asked != nil)
         }
         repairs.begin(Repairs.damaged(1 << 19, end: nil))
-        #expect(repairs.actions.isEmpty)
+        #expect(repairs.asked == nil && repairs.end == .unanswered)
         #expect(repairs.state.underWay == RepairLimits.underWay)
         repairs.begin(Repairs.damaged(0, end: nil))
-        #expect(repairs.actions.isEmpty, "the same chunk twice")
+        #expect(repairs.asked == nil && repairs.end == .unanswered, "the same chunk twice")
         let other = SegmentID(writer: id.writer, incarnation: id.incarnation, index: 8)
         repairs.begin(DamagedChunk(segment: other, offset: 0, end: nil, acked: 4096))
-        #expect(repairs.actions.isEmpty)
+        #expect(repairs.asked == nil && repairs.end == .unanswered)
     }
 
     @Test func repairWithoutEndHoldsItsPlace() throws {
@@ -208,6 +208,8 @@ private struct Repairs {
         #expect(repairs.state.underWay == 0)
         repairs.give(.written(Repairs.damaged(), .mended))
         #expect(repairs.actions.isEmpty, "it has ended")
+        repairs.begin()
+        #expect(repairs.asked != nil, "the next read begins anew")
         // Members that are silent one after the other.
         var silent = Repairs()
         silent.begin()

@@ -73,7 +73,8 @@ package struct RepairState: StateMachine {
         switch event {
         case .damaged(let chunk, let members, let away):
             guard !runs.contains(where: { $0.chunk.isSamePlace(as: chunk) }), runs.count < RepairLimits.underWay else {
-                return
+                // Whoever waits is told; the next read begins anew.
+                return actions.append(.end(chunk, .unanswered))
             }
             advance(Run(chunk: chunk, begunAt: now, left: members, unanswered: away), at: now, into: &actions)
         case .answered(let request, let node, let answer):

@@ -19,6 +19,15 @@ extension ClusterDriver {
         mend(.damaged(chunk, members: members, away: members.count < others.count))
     }
 
+    /// A takeover met damage that no member's report covers.
+    mutating func mend(
+        _ id: SegmentID, _ epoch: UInt64, at offset: Int64, upTo end: Int64, of members: [EnsembleMember]
+    ) {
+        let chunk = DamagedChunk(segment: id, offset: offset, end: nil, acked: end)
+        takeoverMends[chunk] = epoch
+        mend(.damaged(chunk, members: members, away: false))
+    }
+
     mutating func mend(_ event: RepairEvent) {
         var actions = ActionBuffer<RepairAction>()
         repairs.receive(event, at: runtime.time.now(), into: &actions)
@@ -38,7 +47,10 @@ extension ClusterDriver {
             parts?.copies.mend(chunk, octets) { mend in
                 mailbox.deliver(CollectionOfOne(.run { $0.mend(.written(chunk, mend)) }))
             }
-        case .end(let chunk, let repair): parts?.spool.ended(repair, of: chunk)
+        case .end(let chunk, let repair):
+            parts?.spool.ended(repair, of: chunk)
+            guard let epoch = takeoverMends.removeValue(forKey: chunk) else { return }
+            receive(.mended(chunk.segment, epoch: epoch, success: repair == .repaired))
         }
     }
 

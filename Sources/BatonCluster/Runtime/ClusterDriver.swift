@@ -32,6 +32,8 @@ struct ClusterDriver: Sendable {
     var fetches = FetchRuns()
     var copies = CopyRuns()
     var repairs = RepairState()
+    /// Chunks that a takeover waits for, with its epoch.
+    var takeoverMends: [DamagedChunk: UInt64] = [:]
     var gathered = GatheredOutcomes()
     private var permits: [SegmentID: Instant] = [:]
     private var marks: [SegmentID: Marks] = [:]
@@ -156,6 +158,8 @@ struct ClusterDriver: Sendable {
                 FetchRun(
                     segment: id, epoch: epoch, member: member, purpose: .repair(upTo: upTo), offset: start,
                     askedAt: .epoch))
+        case .mend(let id, let epoch, let offset, let end, let members):
+            mend(id, epoch, at: offset, upTo: end, of: members)
         case .adopt(let key): adopt(key)
         case .permit(let id, let until):
             permits[id] = until

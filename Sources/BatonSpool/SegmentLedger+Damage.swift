@@ -7,8 +7,10 @@ import Synchronization
 struct ReadDamage: Sendable {
     struct Message: Hashable, Sendable {
         let bytes: Int64
-        /// Offset of the chunk that is damaged; nil where it cannot be told.
-        let chunk: Int64?
+        /// The chunk that is damaged; nil where it cannot be told.
+        let chunk: DamagedChunk?
+        /// The fragment in it; nil for the message's record, or its whole body.
+        let fragment: UInt32?
     }
 
     private(set) var messages: [UInt32: Message] = [:]
@@ -20,8 +22,14 @@ struct ReadDamage: Sendable {
     var bytes: Int64 { messages.values.reduce(0) { $0 + $1.bytes } }
 
     /// True for a message that was not known to be damaged.
-    mutating func add(_ record: UInt32, bytes: Int64, chunk: Int64?) -> Bool {
-        messages.updateValue(Message(bytes: bytes, chunk: chunk), forKey: record) == nil
+    mutating func add(_ record: UInt32, _ message: Message) -> Bool {
+        messages.updateValue(message, forKey: record) == nil
+    }
+
+    /// The chunk that was found when this was read before: a disk full of damage is not searched at each attempt.
+    func chunk(of record: UInt32, fragment: UInt32?) -> DamagedChunk? {
+        guard let known = messages[record], known.fragment == fragment else { return nil }
+        return known.chunk
     }
 
     /// It was read intact.
@@ -29,7 +37,7 @@ struct ReadDamage: Sendable {
 
     /// How many messages are well again by it.
     mutating func repaired(_ chunk: Int64) -> Int {
-        let well = messages.filter { $0.value.chunk == chunk }
+        let well = messages.filter { $0.value.chunk?.offset == chunk }
         for record in well.keys { messages[record] = nil }
         repairs[chunk, default: 0] += 1
         // A disk that gives back something else again and again is not to be asked for ever.

@@ -23,11 +23,14 @@ extension Spool {
     private func damaged(
         _ part: BodyPart, _ location: MessageLocation, by reader: inout SegmentReader
     ) -> BodyReadOutcome? {
-        let chunk = cluster == nil ? nil : chunk(of: part, location, by: &reader)
+        let fragment: UInt32? = if case .fragment(let index) = part { index } else { nil }
+        let known = ledger.read(location.segment) { $0.damage.chunk(of: location.record, fragment: fragment) } ?? nil
+        let chunk = cluster == nil ? nil : known ?? chunk(of: part, location, by: &reader)
         let found = ledger.change(location.segment) { entry in
             let index = Int(location.record)
             let bytes = index < entry.sizes.count ? Int64(entry.sizes[index]) : 0
-            let isNew = entry.damage.add(location.record, bytes: bytes, chunk: chunk?.offset)
+            let isNew = entry.damage.add(
+                location.record, ReadDamage.Message(bytes: bytes, chunk: chunk, fragment: fragment))
             let hope = chunk.map { !entry.damage.hopeless.contains($0.offset) } ?? false
             return (isNew: isNew, hope: hope)
         }

@@ -203,6 +203,26 @@ import Testing
     }
 }
 
+/// Where no chunk behind it says what stood there, the one before it does, and one that it would cover.
+@Test func endOfASegmentTakesAnyChunk() throws {
+    let rig = try DamageRig()
+    for number in [UInt64(3), 4] {
+        let at = rig.offset(number)
+        rig.disk.flip(rig.path, at: Int(at) + 20)
+        let right = try rig.octets(number)
+        let before = rig.disk.contents(rig.path)
+        let chunk = DamagedChunk(segment: rig.id, offset: at, end: nil, acked: rig.offset(5))
+        let wrong =
+            number == 4
+            ? forged(Mail(9), like: right, previous: 77) : forged(Mail(9, size: 6000), like: right, previous: nil)
+        #expect(rig.mend(chunk, wrong) == .other, "chunk \(number)")
+        #expect(rig.disk.contents(rig.path) == before)
+        #expect(rig.mend(chunk, right) == .mended)
+    }
+    #expect(rig.areEqual)
+    rig.stop()
+}
+
 /// A chunk with its checksums that was never written: another message under the header of `octets`.
 private func forged(_ mail: Mail, like octets: ByteBuffer, previous: UInt32?) -> ByteBuffer {
     guard let (header, _) = ChunkHeader.parse(octets) else { return octets }
@@ -345,5 +365,66 @@ private func forged(_ mail: Mail, like octets: ByteBuffer, previous: UInt32?) ->
         #expect(chunk.takes(made) == fits)
         rig.backup.copies.unlink(id) { _ in }
     }
+    rig.stop()
+}
+
+// MARK: Takeovers
+
+@Test func takersCopyRotsAndTheWritersIsNotAsked() throws {
+    let rig = try DamageRig()
+    let taker = rig.backup
+    guard case .sealed(let report)? = taker.seal(rig.id, epoch: 2) else { throw DamageRig.Nothing() }
+    let key = try #require(rig.registry.take(rig.id, for: taker.drainer, sealedAt: report.end))
+    #expect(try taker.spool.adopt(Adoption(key: key, others: [], eventsMayBeLost: true)).messages == 4)
+    rig.other.flip(rig.otherPath, at: rig.body(3))
+    let message = try #require(taker.jobs.message(Mail.id(3)))
+    func read() -> BodyReadOutcome? {
+        let reads = Reads()
+        taker.spool.read([BodyRead(ref: message.ref, part: .message, token: 1)], for: reads)
+        taker.spool.pump()
+        return reads.results.withLock { $0[1] }
+    }
+    #expect(read()?.isBeingRepaired == true)
+    let chunk = try #require(taker.news.state.withLock { $0.damaged.last })
+    // From the copy that the writer wrote, to the taker's, whose file is sealed.
+    rig.writer.copies.read(rig.id, .chunk, from: chunk.offset, atMost: 1) { found in
+        guard case .octets(let octets, _) = found else { return }
+        taker.copies.mend(chunk, octets) { mend in
+            #expect(mend == .mended)
+            taker.spool.ended(.repaired, of: chunk)
+        }
+    }
+    rig.writer.copies.pump()
+    taker.copies.pump()
+    #expect(read()?.bytes == Mail(3).body)
+    #expect(rig.areEqual)
+    #expect(taker.spool.stats.degradedReasons.isEmpty)
+    rig.stop()
+}
+
+@Test func copiesThatAreDamagedInDifferentPlacesLoseWhatTheOtherHas() throws {
+    let rig = try DamageRig()
+    let taker = rig.backup
+    // Headers and envelopes, which a takeover scans: the second chunk here, the third and the fourth there.
+    rig.other.flip(rig.otherPath, at: Int(rig.offset(3)) + 20)
+    rig.disk.flip(rig.path, at: Int(rig.offset(2)) + 200)
+    rig.other.flip(rig.otherPath, at: Int(rig.offset(4)) + 200)
+    var ends: [Int64] = []
+    for _ in 0..<3 {
+        guard case .sealed(let report)? = taker.seal(rig.id, epoch: 2) else { throw DamageRig.Nothing() }
+        ends.append(report.end)
+        guard report.tailInvalid else { break }
+        let chunk = DamagedChunk(segment: rig.id, offset: report.end, end: nil, acked: .max)
+        rig.writer.copies.read(rig.id, .chunk, from: chunk.offset, atMost: 1) { found in
+            guard case .octets(let octets, _) = found else { return }
+            taker.copies.mend(chunk, octets) { #expect($0 == .mended) }
+        }
+        rig.writer.copies.pump()
+        taker.copies.pump()
+    }
+    #expect(ends == [rig.offset(3), rig.offset(4), rig.offset(5)])
+    let key = try #require(rig.registry.take(rig.id, for: taker.drainer, sealedAt: rig.offset(5)))
+    #expect(try taker.spool.adopt(Adoption(key: key, others: [], eventsMayBeLost: true)).messages == 4)
+    #expect(taker.spool.stats.degradedReasons.isEmpty)
     rig.stop()
 }

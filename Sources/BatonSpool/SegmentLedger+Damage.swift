@@ -32,8 +32,12 @@ struct ReadDamage: Sendable {
         return known.chunk
     }
 
-    /// It was read intact.
-    mutating func remove(_ record: UInt32) -> Bool { messages.removeValue(forKey: record) != nil }
+    /// This part of it was read intact.
+    mutating func remove(_ record: UInt32, fragment: UInt32?) -> Bool {
+        guard let known = messages[record], known.fragment == fragment else { return false }
+        messages[record] = nil
+        return true
+    }
 
     /// How many messages are well again by it.
     mutating func repaired(_ chunk: Int64) -> Int {

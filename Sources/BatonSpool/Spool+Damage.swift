@@ -23,14 +23,14 @@ extension Spool {
     private func damaged(
         _ part: BodyPart, _ location: MessageLocation, by reader: inout SegmentReader
     ) -> BodyReadOutcome? {
-        let fragment: UInt32? = if case .fragment(let index) = part { index } else { nil }
-        let known = ledger.read(location.segment) { $0.damage.chunk(of: location.record, fragment: fragment) } ?? nil
+        let known =
+            ledger.read(location.segment) { $0.damage.chunk(of: location.record, fragment: part.fragment) } ?? nil
         let chunk = cluster == nil ? nil : known ?? chunk(of: part, location, by: &reader)
         let found = ledger.change(location.segment) { entry in
             let index = Int(location.record)
             let bytes = index < entry.sizes.count ? Int64(entry.sizes[index]) : 0
             let isNew = entry.damage.add(
-                location.record, ReadDamage.Message(bytes: bytes, chunk: chunk, fragment: fragment))
+                location.record, ReadDamage.Message(bytes: bytes, chunk: chunk, fragment: part.fragment))
             let hope = chunk.map { !entry.damage.hopeless.contains($0.offset) } ?? false
             return (isNew: isNew, hope: hope)
         }
@@ -63,11 +63,9 @@ extension Spool {
     }
 
     /// Read intact: if it was not before, it is well again.
-    func intact(_ outcome: BodyReadOutcome, _ location: MessageLocation) -> BodyReadOutcome {
-        guard shared.damagedMessages.load(ordering: .relaxed) > 0, case .message(_, .whole) = outcome else {
-            return outcome
-        }
-        if ledger.change(location.segment, { $0.damage.remove(location.record) }) == true {
+    func intact(_ outcome: BodyReadOutcome, _ part: BodyPart, _ location: MessageLocation) -> BodyReadOutcome {
+        guard shared.damagedMessages.load(ordering: .relaxed) > 0 else { return outcome }
+        if ledger.change(location.segment, { $0.damage.remove(location.record, fragment: part.fragment) }) == true {
             shared.damagedMessages.subtract(1, ordering: .relaxed)
         }
         return outcome
@@ -94,16 +92,16 @@ extension Spool {
     }
 }
 
+extension BodyPart {
+    fileprivate var fragment: UInt32? { if case .fragment(let index) = self { index } else { nil } }
+}
+
 extension SegmentReader {
     /// The chunk of the record, or of the part of the body, that cannot be read now.
     mutating func chunk(withDamageIn part: BodyPart, of location: MessageLocation) -> ChunkFinder.Place? {
         var octet = location.offset
         if case .found(let message) = record(at: location) {
-            let index: Int
-            switch part {
-            case .message: index = 0
-            case .fragment(let number): index = Int(number)
-            }
+            let index = Int(part.fragment ?? 0)
             guard message.extents.indices.contains(index) else { return nil }
             octet = message.extents[index].offset
         }

@@ -122,11 +122,11 @@ extension Spool {
         let first = attempt(request, location, by: &reader)
         // Its segment may have been cleaned away between look-up and read, and its file, still open here, recycled: the
         // ledger knows the new place.
-        if first.isRead { return intact(first, location) }
+        if first.isRead { return intact(first, request.part, location) }
         guard let place = ledger.location(of: request.ref) else { return .failed(errno: ENOENT) }
         if place == location { return judge(first, request.part, location, by: &reader) }
         let second = attempt(request, place, by: &reader)
-        return second.isRead ? intact(second, place) : judge(second, request.part, place, by: &reader)
+        return second.isRead ? intact(second, request.part, place) : judge(second, request.part, place, by: &reader)
     }
 
     private func attempt(

@@ -71,7 +71,7 @@ private typealias Rig = TakeoverRig
             rig.give(.copySealed(Rig.id, epoch: 2, report(28_672, torn: true)))
             #expect(
                 rig.actions.contains(.mend(Rig.id, epoch: 2, at: 28_672, upTo: 40_960, of: [Rig.third])))
-            rig.give(.mended(Rig.id, epoch: 2, success: true))
+            rig.give(.mended(Rig.id, epoch: 2, .repaired))
             #expect(rig.actions.contains(.seal(Rig.id, epoch: 2)))
             rig.give(.copySealed(Rig.id, epoch: 2, report(40_960)))
             #expect(rig.actions.contains { if case .adopt = $0 { true } else { false } })
@@ -90,7 +90,7 @@ private typealias Rig = TakeoverRig
         rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.theirs, complete: true))
         #expect(rig.stores.isEmpty, "n is set where this copy is damaged")
         #expect(rig.actions.contains(.mend(Rig.id, epoch: 2, at: 20_480, upTo: .max, of: [Rig.theirs])))
-        rig.give(.mended(Rig.id, epoch: 2, success: true))
+        rig.give(.mended(Rig.id, epoch: 2, .repaired))
         rig.give(.copySealed(Rig.id, epoch: 2, report(40_960)))
         #expect(rig.stores.first?.sealedAt == 40_960)
     }
@@ -107,7 +107,14 @@ private typealias Rig = TakeoverRig
         rig.give(.reported(Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: true, outcomeOctets: 0), from: next))
         rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.theirs, complete: true))
         #expect(rig.actions.contains(.mend(Rig.id, epoch: 2, at: 8192, upTo: .max, of: [Rig.theirs])))
-        rig.give(.mended(Rig.id, epoch: 2, success: false))
+        // A member that lives and does not answer is waited for.
+        rig.give(.mended(Rig.id, epoch: 2, .unanswered))
+        #expect(rig.stores.isEmpty, "cut without its word")
+        rig.pass(.seconds(2))
+        #expect(rig.actions.contains(.seal(Rig.id, epoch: 2)))
+        rig.give(.copySealed(Rig.id, epoch: 2, report(8192, torn: true)))
+        #expect(rig.actions.contains(.mend(Rig.id, epoch: 2, at: 8192, upTo: .max, of: [Rig.theirs])))
+        rig.give(.mended(Rig.id, epoch: 2, .nowhere))
         #expect(rig.stores.first?.sealedAt == 8192)
     }
 

@@ -68,9 +68,9 @@ struct DamageRig {
     var questions: Int { writer.news.state.withLock { $0.damaged.count } }
 
     /// FETCH of a chunk, as the backup answers it.
-    func fetch(_ id: SegmentID, at offset: Int64) -> CopyRead {
+    func fetch(_ id: SegmentID, at offset: Int64, atMost most: Int = DamagedChunk.octetsMax) -> CopyRead {
         let answer = Mutex(CopyRead.failed)
-        backup.copies.read(id, .chunk, from: offset, atMost: 1) { read in answer.withLock { $0 = read } }
+        backup.copies.read(id, .chunk, from: offset, atMost: most) { read in answer.withLock { $0 = read } }
         backup.copies.pump()
         return answer.withLock { $0 }
     }

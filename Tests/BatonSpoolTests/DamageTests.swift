@@ -17,6 +17,7 @@ import Testing
         for flip in flips { rig.disk.flip(rig.path, at: Int(rig.offset(2)) + flip) }
         #expect(rig.read(2)?.isBeingRepaired == true, "\(flips)")
         #expect(rig.writer.spool.stats.quarantinedBytes > 0, "\(flips): damaged, and nobody is told")
+        #expect(rig.writer.spool.stats.damagedSegments == 1, "\(flips)")
         #expect(rig.asked?.offset == rig.offset(2), "\(flips)")
         try rig.repair()
         #expect(rig.isIntact(2), "\(flips)")
@@ -160,6 +161,10 @@ import Testing
     #expect(rig.fetch(rig.id, at: rig.offset(2) + 128).isDamaged, "no chunk begins there")
     #expect(rig.fetch(rig.id, at: rig.offset(DamageRig.count + 1)).isDamaged)
     #expect(rig.fetch(rig.id, at: .max).isDamaged)
+    #expect(rig.fetch(rig.id, at: rig.offset(2), atMost: 4095).isDamaged, "more than was asked for")
+    rig.other.spoil(rig.otherPath, rig.body(2)..<rig.body(2) + 1)
+    #expect(rig.fetch(rig.id, at: rig.offset(2)).isDamaged, "a bad sector")
+    rig.other.spoil(rig.otherPath, 0..<0)
     let unknown = SegmentID(writer: rig.id.writer, incarnation: rig.id.incarnation, index: 77)
     #expect(rig.fetch(unknown, at: 0).isMissing)
     // A sealed copy answers as well, and one whose seal found damage further ahead.
@@ -339,6 +344,14 @@ private func forged(_ mail: Mail, like octets: ByteBuffer, previous: UInt32?) ->
         return
     }
     #expect(bytes == mail.body.getSlice(at: Limits.fragmentSize, length: Limits.fragmentSize))
+    // Another part that reads well says nothing of this one; this one itself does.
+    rig.disk.flip(path, at: at)
+    #expect(rig.read(7, part: .fragment(1))?.isBeingRepaired == true)
+    #expect(rig.read(7, part: .fragment(0))?.isBeingRepaired == false)
+    _ = rig.read(7)
+    #expect(rig.writer.spool.stats.degradedReasons.count == 1)
+    rig.disk.flip(path, at: at)
+    #expect(rig.read(7, part: .fragment(1))?.isBeingRepaired == false)
     #expect(rig.writer.spool.stats.degradedReasons.isEmpty)
     rig.stop()
 }
@@ -387,7 +400,7 @@ private func forged(_ mail: Mail, like octets: ByteBuffer, previous: UInt32?) ->
     #expect(read()?.isBeingRepaired == true)
     let chunk = try #require(taker.news.state.withLock { $0.damaged.last })
     // From the copy that the writer wrote, to the taker's, whose file is sealed.
-    rig.writer.copies.read(rig.id, .chunk, from: chunk.offset, atMost: 1) { found in
+    rig.writer.copies.read(rig.id, .chunk, from: chunk.offset, atMost: DamagedChunk.octetsMax) { found in
         guard case .octets(let octets, _) = found else { return }
         taker.copies.mend(chunk, octets) { mend in
             #expect(mend == .mended)
@@ -415,7 +428,7 @@ private func forged(_ mail: Mail, like octets: ByteBuffer, previous: UInt32?) ->
         ends.append(report.end)
         guard report.tailInvalid else { break }
         let chunk = DamagedChunk(segment: rig.id, offset: report.end, end: nil, acked: .max)
-        rig.writer.copies.read(rig.id, .chunk, from: chunk.offset, atMost: 1) { found in
+        rig.writer.copies.read(rig.id, .chunk, from: chunk.offset, atMost: DamagedChunk.octetsMax) { found in
             guard case .octets(let octets, _) = found else { return }
             taker.copies.mend(chunk, octets) { #expect($0 == .mended) }
         }

@@ -50,7 +50,7 @@ extension ClusterDriver {
         case .end(let chunk, let repair):
             parts?.spool.ended(repair, of: chunk)
             guard let epoch = takeoverMends.removeValue(forKey: chunk) else { return }
-            receive(.mended(chunk.segment, epoch: epoch, success: repair == .repaired))
+            receive(.mended(chunk.segment, epoch: epoch, repair))
         }
     }
 

@@ -312,12 +312,20 @@ extension TakeoverState {
         return true
     }
 
-    /// The copy is looked at anew, and its next damage is asked for in turn; or what it has is all that can be had.
-    mutating func mended(_ id: SegmentID, _ epoch: UInt64, _ success: Bool) {
+    /// The copy is looked at anew, and its next damage is asked for in turn; or what it has is all that can be had. A living member that
+    /// does not answer is waited for (T1), and a disk that fails shows at the next seal.
+    mutating func mended(_ id: SegmentID, _ epoch: UInt64, _ repair: ChunkRepair) {
         guard let drain = drains[id], drain.epoch == epoch, drain.phase == .repairing else { return }
-        if success { return actions.append(.seal(id, epoch: epoch)) }
-        drains[id]?.phase = .asking
-        tickTakeover(id)
+        switch repair {
+        case .repaired: actions.append(.seal(id, epoch: epoch))
+        case .nowhere:
+            drains[id]?.phase = .asking
+            tickTakeover(id)
+        case .unanswered:
+            drains[id]?.mendTriedAt = nil
+            drains[id]?.phase = .sealing
+            drains[id]?.retryAt = now + timing.recopyRetry
+        }
     }
 
     mutating func repaired(_ id: SegmentID, _ epoch: UInt64, _ complete: Bool) {

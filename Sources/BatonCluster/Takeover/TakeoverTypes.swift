@@ -40,7 +40,7 @@ package enum TakeoverEvent: Hashable, Sendable {
     /// What the own copy lacked was fetched, or could not be.
     case repaired(SegmentID, epoch: UInt64, complete: Bool)
     /// The answer to `mend`.
-    case mended(SegmentID, epoch: UInt64, success: Bool)
+    case mended(SegmentID, epoch: UInt64, ChunkRepair)
     case adopted(SegmentID, epoch: UInt64, success: Bool)
     /// This node's outcome log of the epoch.
     case outcomesAdvanced(SegmentID, epoch: UInt64, end: Int64, synced: Int64)

@@ -8,19 +8,20 @@ import NIOCore
 
 extension CopyWorker {
     /// The chunk that begins at this place, if every octet of it has its checksum.
-    func readChunk(_ id: SegmentID, at offset: Int64) -> CopyRead {
+    func readChunk(_ id: SegmentID, at offset: Int64, atMost most: Int) -> CopyRead {
         do throws(DiskError) {
             let file = try disk.open(files(id).segmentPath, .read)
             defer { try? disk.close(file) }
             let bytes = try DiskRead.upTo(ChunkHeader.length, of: file, at: offset, from: disk)
             guard let (header, _) = ChunkHeader.parse(bytes), header.segment == id, header.offset == offset,
-                header.end - offset <= Int64(DamagedChunk.octetsMax),
+                header.end - offset <= Int64(min(most, DamagedChunk.octetsMax)),
                 let chunk = try DiskRead.exactly(Int(header.end - offset), of: file, at: offset, from: disk),
                 Self.isChunk(chunk, of: id, at: offset)
             else { return .damaged }
             return .octets(chunk, last: true)
         } catch {
-            return error.errno == ENOENT ? .missing : .failed
+            // A place that the disk does not give back counts as damage.
+            return error.errno == ENOENT ? .missing : error.errno == EIO ? .damaged : .failed
         }
     }
 

@@ -95,6 +95,30 @@ private typealias Rig = TakeoverRig
         #expect(rig.stores.first?.sealedAt == 40_960)
     }
 
+    @Test func repairThatBringsNothingIsBegunWithoutPause() {
+        var rig = Rig()
+        var key = Rig.key()
+        key.ensemble.append(Rig.third)
+        rig.list([key], alive: [Rig.thirdNode])
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        rig.give(.copySealed(Rig.id, epoch: 2, report(4096)))
+        let longer = TakeoverEvent.reported(
+            Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: false, outcomeOctets: 0), from: Rig.thirdRun)
+        rig.give(longer)
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.third, complete: true))
+        let repair = TakeoverAction.repair(Rig.id, epoch: 2, from: Rig.third, start: 4096, upTo: 8192)
+        #expect(rig.actions.contains(repair))
+        rig.give(.repaired(Rig.id, epoch: 2, complete: true))
+        rig.give(.copySealed(Rig.id, epoch: 2, report(4096)))
+        #expect(rig.actions.isEmpty)
+        rig.pass(.seconds(1))
+        #expect(rig.actions.contains(.askSeal(Rig.id, epoch: 2, of: Rig.third.node)))
+        rig.give(longer)
+        #expect(!rig.actions.contains(repair))
+        rig.pass(.seconds(2))
+        #expect(rig.actions.contains(repair))
+    }
+
     @Test func tornTailOfBothCopiesIsAskedForForEver() {
         var rig = Rig()
         let next = Drainer(node: Rig.other.node, incarnation: Incarnation(value: 23))

@@ -73,7 +73,12 @@ extension TakeoverState {
             return
         }
         switch seal {
-        case .sealed(let report): drains[id]?.own = report
+        case .sealed(let report):
+            drains[id]?.own = report
+            // What was fetched made it no longer: the member that gave it is asked anew what it has, after a pause.
+            if drain.phase == .repairing, let former = drain.own, report.end <= former.end {
+                return putOff(id, drain)
+            }
         // A4: a missing file is damage, never emptiness; the others have to say what was there.
         case .missing: drains[id]?.own = BatonSpool.CopyReport(end: 0, tailInvalid: true, outcomeOctets: 0)
         // Nothing is read before the seal is on the disk.
@@ -330,13 +335,13 @@ extension TakeoverState {
 
     mutating func repaired(_ id: SegmentID, _ epoch: UInt64, _ complete: Bool) {
         guard let drain = drains[id], drain.epoch == epoch, drain.phase == .repairing else { return }
-        if complete {
-            actions.append(.seal(id, epoch: epoch))
-        } else {
-            drains[id]?.phase = .asking
-            drains[id]?.retryAt = now + timing.recopyRetry
-            for other in drain.peers.keys { drains[id]?.peers[other]?.report = nil }
-        }
+        if complete { actions.append(.seal(id, epoch: epoch)) } else { putOff(id, drain) }
+    }
+
+    private mutating func putOff(_ id: SegmentID, _ drain: DrainedSegment) {
+        drains[id]?.phase = .asking
+        drains[id]?.retryAt = now + timing.recopyRetry
+        for other in drain.peers.keys { drains[id]?.peers[other]?.report = nil }
     }
 
     mutating func adopted(_ id: SegmentID, _ epoch: UInt64, _ success: Bool) {

@@ -4,6 +4,7 @@ import BatonModel
 import BatonPeer
 import BatonRuntime
 import BatonSpool
+import Logging
 import NIOCore
 
 extension ClusterDriver {
@@ -71,7 +72,13 @@ extension ClusterDriver {
         case .outcomes:
             if complete { gathered.add(run.collected, of: run.member, run.segment, epoch: run.epoch) }
             receive(.outcomesFetched(run.segment, epoch: run.epoch, run.member, complete: complete))
-        case .repair: receive(.repaired(run.segment, epoch: run.epoch, complete: complete))
+        case .repair:
+            if complete {
+                runtime.logger.notice(
+                    "cluster: what a copy lacked, or had damaged, was fetched from another one",
+                    metadata: ["segment": "\(SegmentName(run.segment))", "to": "\(run.offset)"])
+            }
+            receive(.repaired(run.segment, epoch: run.epoch, complete: complete))
         }
     }
 

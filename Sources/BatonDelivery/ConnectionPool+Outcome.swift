@@ -26,6 +26,7 @@ extension ConnectionPool {
         for (recipient, recipientEnd) in zip(job.recipients, end.ends) {
             if case .reply = recipientEnd { served = true }
             switch ReplyClassifier.step(for: recipientEnd, attempt) {
+            case .result(.returned) where job.awaitsRepair: results.append((recipient, .beingRepaired))
             case .result(let result): results.append((recipient, result))
             case .resendFresh:
                 again.append(recipient)
@@ -114,7 +115,7 @@ extension ConnectionPool {
             case .inDoubt(let found):
                 tally.tally.inDoubt += 1
                 reply = found
-            case .returned, .notPermitted, .damaged: continue
+            case .returned, .notPermitted, .beingRepaired, .damaged: continue
             }
             switch decision {
             case .returned, .unknown: continue
@@ -131,7 +132,7 @@ extension ConnectionPool {
                 entries: entries))
     }
 
-    /// Stands in where the envelope was never read; only `returned` and `damaged` are decided with it.
+    /// Stands in where the envelope was never read; nothing that is recorded is decided with it.
     private static let unread = Envelope(
         id: MessageID(high: 0, low: 0), arrival: .epoch, sender: nil, recipients: [], traits: .empty)
 }

@@ -19,6 +19,8 @@ struct DeliveryJob {
     var lease: BodyLease?
     /// A place of the window is taken for it (PROTOCOL P5).
     var holdsPlace = false
+    /// A part of its body is damaged here, and other copies are asked for it.
+    var awaitsRepair = false
     var resent = false
     var sessions = 0
     var hostsWithout = 0
@@ -393,6 +395,11 @@ package actor ConnectionPool {
             context.logger.critical("a stored body is damaged", metadata: ["segment": "\(job.message.segment)"])
             if link.began { return handler.give(.bodyDamaged) }
             abandon(id, job, .damaged)
+        case .beingRepaired:
+            guard link.began else { return abandon(id, job, .beingRepaired) }
+            // The connection goes before the dot; the next attempt finds the fragment repaired.
+            links[id]?.job?.awaitsRepair = true
+            handler.give(.bodyUnreadable)
         case .failed(let code):
             context.logger.warning("a stored body could not be read", metadata: ["errno": "\(code)"])
             // Too many reads at once is over soon; a disk that does not answer is a fault of our own, and each try costs the

@@ -359,7 +359,7 @@ struct SettlerState: StateMachine {
                 work.returned = .nothing
                 advance(work, result.token, at: now)
             }
-        case .failed:
+        case .failed, .beingRepaired:
             work.failedReads += 1
             // A notice is a courtesy: it is given up where a final outcome waits.
             if work.envelope == nil, work.kind == .delay, work.failedReads >= SettlerLimits.readsMax { return }

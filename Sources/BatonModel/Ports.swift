@@ -199,6 +199,8 @@ package enum BodyReadOutcome: Sendable {
     case fragment(ByteBuffer)
     /// Its CRC32C or structure is wrong: quarantined; never sent, never treated as absent.
     case damaged
+    /// As `damaged`, and another node may have it intact: it is asked. Try later; nothing is counted.
+    case beingRepaired
     /// The disk did not answer; try later.
     case failed(errno: Int32)
 }

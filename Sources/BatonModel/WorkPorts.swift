@@ -77,6 +77,8 @@ package enum AttemptResult: Sendable {
     case returned
     /// The message's segment has no permission to send now (PROTOCOL P1): again in a moment, nothing counted.
     case notPermitted
+    /// The stored body is damaged here, and other copies are asked for it: again in a moment, nothing counted.
+    case beingRepaired
     /// The stored body is damaged: held out of the queue, alarmed, never sent.
     case damaged
 }

@@ -22,6 +22,7 @@ extension RelayNode {
             .gauge("baton_spool_lane_dead", stats.laneDead ? 1 : 0),
             .gauge("baton_spool_disk_full", stats.diskFull ? 1 : 0),
             .counter("baton_spool_segments_reclaimed_total", Double(stats.segmentsReclaimed)),
+            .counter("baton_spool_chunks_repaired_total", Double(stats.chunksRepaired)),
             .counter("baton_spool_segments_cleaned_total", Double(stats.segmentsCleaned)),
             .gauge("baton_disk_free_bytes", Double(stats.freeBytes)),
             .gauge("baton_events_unsynced", Double(events.recorded &- events.synced)),

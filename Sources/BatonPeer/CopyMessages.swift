@@ -6,6 +6,9 @@ import NIOCore
 package enum SegmentPart: UInt8, CaseIterable, Sendable {
     case segment = 1
     case outcomes = 2
+    /// The one chunk that begins at the offset asked for, whole, in one frame, and only if it has its checksums. Asked of a peer that
+    /// offers `PeerFeatures.chunks`.
+    case chunk = 3
 }
 
 /// Asks for octets of another copy; answered by CHUNKs up to the one marked last.

@@ -31,6 +31,8 @@ package struct PeerFeatures: OptionSet, Hashable, Sendable {
 
     /// Bodies of SUBMIT as LZ4 blocks.
     package static let lz4 = PeerFeatures(rawValue: 1)
+    /// FETCH of single chunks.
+    package static let chunks = PeerFeatures(rawValue: 2)
 }
 
 /// ```

@@ -180,6 +180,9 @@ package struct PeerSession: StateMachine {
         guard farewell.reason == nil else { return actions.append(.sendRefused(message, .leaving)) }
         var isLegal = message.type.channel == identity.channel && message.violation(from: settings.run) == nil
         if case .submit(let submit) = message, submit.isCompressed, !canCompress { isLegal = false }
+        if case .fetch(let fetch) = message, fetch.part == .chunk, !identity.features.contains(.chunks) {
+            isLegal = false
+        }
         guard isLegal, let frame = EncodedFrame(message) else {
             return actions.append(.sendRefused(message, .invalid))
         }

@@ -107,14 +107,19 @@ extension PartitionState {
             setState(job, .free)
             admit(job, at: now, front: true)
             return .returned
-        case .notPermitted:
-            if isHeld(job) { suspend(job, at: now) } else { wait(job, until: now + QueueLimits.permissionPause) }
-            return .returned
+        case .notPermitted: return putOff(job, by: QueueLimits.permissionPause, at: now)
+        case .beingRepaired: return putOff(job, by: QueueLimits.repairPause, at: now)
         case .damaged:
             noteAttempt(job)
             setState(job, .damaged)
             return .returned
         }
+    }
+
+    /// No attempt took place, and none is worth while before this span is over.
+    private mutating func putOff(_ job: UInt32, by span: TimeSpan, at now: Instant) -> RecipientDecision {
+        if isHeld(job) { suspend(job, at: now) } else { wait(job, until: now + span) }
+        return .returned
     }
 
     private mutating func failed(

@@ -122,6 +122,8 @@ package enum QueueLimits {
     package static let heldPerPull = 1_024
     /// Before a job is offered again whose segment has no permission to send (PROTOCOL P1).
     package static let permissionPause = TimeSpan.milliseconds(200)
+    /// Before a job is offered again whose body another node is asked for.
+    package static let repairPause = TimeSpan.seconds(1)
     /// In-doubt attempts after which a recipient waits `retry.max` (CONTRACT "Delivery behaviour").
     package static let doubtsBeforeLongWait = 3
     /// When NOTIFY=DELAY gets its notice if `delay_notice_after` is `never`.

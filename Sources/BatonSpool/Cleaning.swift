@@ -46,7 +46,7 @@ extension SegmentLedger {
         state.withLock { state in
             var best: (handle: UInt32, live: Int64)?
             for (handle, entry) in state.entries {
-                guard entry.sealed, !entry.damaged, !entry.hasFragmented, !entry.closing, entry.pins == 0,
+                guard entry.sealed, !entry.isDamaged, !entry.hasFragmented, !entry.closing, entry.pins == 0,
                     entry.liveRecipients > 0, entry.liveMessages <= SpoolLimits.cleaningMessages,
                     entry.bornAt <= born, entry.cleaningsFailed < SpoolLimits.cleaningAttempts,
                     entry.liveBytes * 100 < entry.length * Int64(SpoolLimits.cleaningLivePercent)

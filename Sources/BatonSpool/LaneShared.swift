@@ -78,6 +78,9 @@ final class LaneShared: Sendable {
     let committedMessages = Atomic<UInt64>(0)
     let committedBytes = Atomic<UInt64>(0)
     let segmentsReclaimed = Atomic<UInt64>(0)
+    let chunksRepaired = Atomic<UInt64>(0)
+    /// Messages known to be damaged; while there are none a read that succeeds looks no further.
+    let damagedMessages = Atomic<Int>(0)
     let segmentsCleaned = Atomic<UInt64>(0)
     let freeBytes = Atomic<UInt64>(0)
     let totalBytes = Atomic<UInt64>(0)

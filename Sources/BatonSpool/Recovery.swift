@@ -298,7 +298,7 @@ struct Recovery {
             entry.length = scan.end
             if let first = scan.chunks.first { entry.bornAt = min(now, first.writtenAt) }
             entry.ackedOffset = scan.end
-            entry.quarantinedBytes = quarantined
+            entry.setAsideBytes = quarantined
             entry.damaged = entry.damaged || !scan.damage.isEmpty
             for record in finals { _ = entry.markFinal(record.record, recipient: record.recipient) }
         }

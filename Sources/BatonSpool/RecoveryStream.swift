@@ -113,7 +113,7 @@ struct RecoveryStream {
     private mutating func keep(_ chunk: ChunkHeader, of segment: RecoveredSegment) {
         ledger.update(segment.handle) { entry in
             entry.damaged = true
-            entry.quarantinedBytes += chunk.end - chunk.offset
+            entry.setAsideBytes += chunk.end - chunk.offset
         }
         damage.append(
             "segment \(segment.name): the chunk at \(chunk.offset) cannot be read again: its \(chunk.messages) messages are "

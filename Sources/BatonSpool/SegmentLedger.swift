@@ -40,9 +40,11 @@ package final class SegmentLedger: Sendable {
         var ackedOffset: Int64 = 0
         /// Reports in it whose outcome is not synced yet.
         var pins = 0
-        /// Damage: never reclaimed, never cleaned, always reported.
-        var quarantinedBytes: Int64 = 0
+        /// Damage that a scan met: never reclaimed, never cleaned, always reported.
+        var setAsideBytes: Int64 = 0
         var damaged = false
+        /// Damage that reads met, until it is repaired.
+        var damage = ReadDamage()
         var hasFragmented = false
         /// A cleaning has not settled what becomes of it: not to be reclaimed.
         var closing = false
@@ -209,7 +211,7 @@ package final class SegmentLedger: Sendable {
 
 extension SegmentLedger.Entry {
     /// Nothing in it needs to be kept (but for outcomes and events to be synced, which the outcome log knows).
-    var isDone: Bool { sealed && liveRecipients == 0 && pins == 0 && !damaged && !closing && !adopting }
+    var isDone: Bool { sealed && liveRecipients == 0 && pins == 0 && !isDamaged && !closing && !adopting }
 
     mutating func add(_ message: PlacedMessage) {
         offsets.append(UInt32(truncatingIfNeeded: message.offset / 8))

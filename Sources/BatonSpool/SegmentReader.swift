@@ -99,6 +99,11 @@ struct SegmentReader: Sendable {
         files.removeAll { gone($0.name) }
     }
 
+    mutating func finder(of name: SegmentName) -> ChunkFinder? {
+        guard let file = try? open(name) else { return nil }
+        return ChunkFinder(disk: disk, file: file, id: name.id)
+    }
+
     private mutating func open(_ name: SegmentName) throws(DiskError) -> DiskFile {
         if let index = files.lastIndex(where: { $0.name == name }) {
             let found = files[index]

@@ -122,11 +122,11 @@ extension Spool {
         let first = attempt(request, location, by: &reader)
         // Its segment may have been cleaned away between look-up and read, and its file, still open here, recycled: the
         // ledger knows the new place.
-        if first.isRead { return first }
+        if first.isRead { return intact(first, request.part, location) }
         guard let place = ledger.location(of: request.ref) else { return .failed(errno: ENOENT) }
-        if place == location { return first.isDamage ? quarantine(request.ref, location) : first }
+        if place == location { return judge(first, request.part, location, by: &reader) }
         let second = attempt(request, place, by: &reader)
-        return second.isDamage ? quarantine(request.ref, place) : second
+        return second.isRead ? intact(second, request.part, place) : judge(second, request.part, place, by: &reader)
     }
 
     private func attempt(
@@ -146,20 +146,6 @@ extension Spool {
             case .failed(let error): return .failed(errno: error.errno)
             }
         }
-    }
-
-    /// Damage found while reading: its segment stays for good, and `/health` says so.
-    private func quarantine(_ ref: StoredMessageRef, _ location: MessageLocation) -> BodyReadOutcome {
-        guard damagedMessages.withLock({ $0.insert(ref).inserted }) else { return .damaged }
-        ledger.update(location.segment) { entry in
-            entry.damaged = true
-            let index = Int(location.record)
-            entry.quarantinedBytes += index < entry.sizes.count ? Int64(entry.sizes[index]) : 0
-        }
-        logger.error(
-            "spool: a stored message is damaged: quarantined, not sent",
-            metadata: ["segment": "\(location.name)", "record": "\(location.record)"])
-        return .damaged
     }
 
     func readHistory(of message: StoredMessageRef) -> [Outcome]? {
@@ -250,7 +236,7 @@ extension Spool {
                 stats.messages += entry.liveMessages
                 stats.liveRecipients += entry.liveRecipients
                 stats.quarantinedBytes += entry.quarantinedBytes
-                if entry.damaged { stats.damagedSegments += 1 }
+                if entry.isDamaged { stats.damagedSegments += 1 }
             }
         }
         stats.dirtyOutcomeLogs = outcomes.withLock { $0.dirtyCount }
@@ -258,6 +244,7 @@ extension Spool {
         stats.committedMessages = shared.committedMessages.load(ordering: .relaxed)
         stats.committedBytes = shared.committedBytes.load(ordering: .relaxed)
         stats.segmentsReclaimed = shared.segmentsReclaimed.load(ordering: .relaxed)
+        stats.chunksRepaired = shared.chunksRepaired.load(ordering: .relaxed)
         stats.segmentsCleaned = shared.segmentsCleaned.load(ordering: .relaxed)
         stats.laneDead = shared.dead.load(ordering: .relaxed)
         stats.diskFull = shared.diskFull.load(ordering: .relaxed)
@@ -272,9 +259,7 @@ extension BodyReadOutcome {
     fileprivate var isRead: Bool {
         switch self {
         case .message, .fragment: true
-        case .damaged, .failed: false
+        case .damaged, .beingRepaired, .failed: false
         }
     }
-
-    fileprivate var isDamage: Bool { if case .damaged = self { true } else { false } }
 }

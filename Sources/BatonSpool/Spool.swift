@@ -37,7 +37,6 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
     let outcomeMailbox = ThreadMailbox<[Outcome]>(capacity: .max)
     let keeperMailbox = ThreadMailbox<KeeperWork>(capacity: .max)
     let readMailbox = ThreadMailbox<ReadWork>(capacity: SpoolLimits.waitingReads)
-    let damagedMessages = Mutex(Set<StoredMessageRef>())
     let writers = Mutex<[DedicatedThread]>([])
     let others = Mutex<[DedicatedThread]>([])
     let acknowledger = Mutex<ChunkAcknowledger?>(nil)

@@ -81,6 +81,8 @@ package enum SpoolLimits {
     package static let fragmentsPerMessage = 16_384
     /// Messages of which reports were found in adopted segments; the oldest are forgotten.
     package static let adoptedSubjects = 100_000
+    /// Repairs of one chunk that may not last; then its messages are quarantined until the next start.
+    package static let chunkRepairs = 3
     /// Segments that a registry file may name.
     package static let registrySegments = 1_000_000
 }

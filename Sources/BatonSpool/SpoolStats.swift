@@ -16,6 +16,8 @@ package struct SpoolStats: Sendable {
     /// Bytes that damage has put aside; above 0 `/health` says degraded.
     package var quarantinedBytes: Int64 = 0
     package var damagedSegments = 0
+    /// Damaged chunks that were put right with the octets of another copy.
+    package var chunksRepaired: UInt64 = 0
     package var dirtyOutcomeLogs = 0
     package var commits: UInt64 = 0
     package var committedMessages: UInt64 = 0

@@ -46,6 +46,102 @@ private typealias Rig = TakeoverRig
         #expect(rig.stores.first?.sealedAt == 8192)
     }
 
+    /// Each copy is damaged somewhere else: together they have everything.
+    @Test func chunksThatAnotherCopyHasAreCut() {
+        for sealedAt: Int64? in [nil, 40_960] {
+            var rig = Rig()
+            var key = Rig.key()
+            if let sealedAt { key.state = .sealed(at: sealedAt) }
+            key.ensemble.append(Rig.third)
+            rig.list([key], alive: [Rig.thirdNode])
+            if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+            rig.give(.copySealed(Rig.id, epoch: 2, report(8192, torn: true)))
+            rig.give(
+                .reported(
+                    Rig.id, epoch: 2, .sealed(end: 20_480, tailInvalid: true, outcomeOctets: 0), from: Rig.thirdRun))
+            rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.third, complete: true))
+            if sealedAt == nil {
+                // The member that is down is waited for (T1); what can be read is read.
+                #expect(rig.stores.isEmpty)
+                continue
+            }
+            // First what its report covers, then what stands behind its damage.
+            #expect(rig.actions.contains(.repair(Rig.id, epoch: 2, from: Rig.third, start: 8192, upTo: 20_480)))
+            rig.give(.repaired(Rig.id, epoch: 2, complete: true))
+            rig.give(.copySealed(Rig.id, epoch: 2, report(28_672, torn: true)))
+            #expect(
+                rig.actions.contains(.mend(Rig.id, epoch: 2, at: 28_672, upTo: 40_960, of: [Rig.third])))
+            rig.give(.mended(Rig.id, epoch: 2, .repaired))
+            #expect(rig.actions.contains(.seal(Rig.id, epoch: 2)))
+            rig.give(.copySealed(Rig.id, epoch: 2, report(40_960)))
+            #expect(rig.actions.contains { if case .adopt = $0 { true } else { false } })
+        }
+    }
+
+    @Test func segmentIsCutWhereBothCopiesAreDamagedButElsewhere() {
+        var rig = Rig()
+        let next = Drainer(node: Rig.other.node, incarnation: Incarnation(value: 23))
+        rig.list([Rig.key()], alive: [NodeRecord(node: next.node, incarnation: next.incarnation, disk: 2)])
+        rig.pass(.seconds(3))
+        rig.list([Rig.key()], alive: [NodeRecord(node: next.node, incarnation: next.incarnation, disk: 2)])
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        rig.give(.copySealed(Rig.id, epoch: 2, report(20_480, torn: true)))
+        rig.give(.reported(Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: true, outcomeOctets: 0), from: next))
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.theirs, complete: true))
+        #expect(rig.stores.isEmpty, "n is set where this copy is damaged")
+        #expect(rig.actions.contains(.mend(Rig.id, epoch: 2, at: 20_480, upTo: .max, of: [Rig.theirs])))
+        rig.give(.mended(Rig.id, epoch: 2, .repaired))
+        rig.give(.copySealed(Rig.id, epoch: 2, report(40_960)))
+        #expect(rig.stores.first?.sealedAt == 40_960)
+    }
+
+    @Test func repairThatBringsNothingIsBegunWithoutPause() {
+        var rig = Rig()
+        var key = Rig.key()
+        key.ensemble.append(Rig.third)
+        rig.list([key], alive: [Rig.thirdNode])
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        rig.give(.copySealed(Rig.id, epoch: 2, report(4096)))
+        let longer = TakeoverEvent.reported(
+            Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: false, outcomeOctets: 0), from: Rig.thirdRun)
+        rig.give(longer)
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.third, complete: true))
+        let repair = TakeoverAction.repair(Rig.id, epoch: 2, from: Rig.third, start: 4096, upTo: 8192)
+        #expect(rig.actions.contains(repair))
+        rig.give(.repaired(Rig.id, epoch: 2, complete: true))
+        rig.give(.copySealed(Rig.id, epoch: 2, report(4096)))
+        #expect(rig.actions.isEmpty)
+        rig.pass(.seconds(1))
+        #expect(rig.actions.contains(.askSeal(Rig.id, epoch: 2, of: Rig.third.node)))
+        rig.give(longer)
+        #expect(!rig.actions.contains(repair))
+        rig.pass(.seconds(2))
+        #expect(rig.actions.contains(repair))
+    }
+
+    @Test func tornTailOfBothCopiesIsAskedForForEver() {
+        var rig = Rig()
+        let next = Drainer(node: Rig.other.node, incarnation: Incarnation(value: 23))
+        let alive = [NodeRecord(node: next.node, incarnation: next.incarnation, disk: 2)]
+        rig.list([Rig.key()], alive: alive)
+        rig.pass(.seconds(3))
+        rig.list([Rig.key()], alive: alive)
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        rig.give(.copySealed(Rig.id, epoch: 2, report(8192, torn: true)))
+        rig.give(.reported(Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: true, outcomeOctets: 0), from: next))
+        rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.theirs, complete: true))
+        #expect(rig.actions.contains(.mend(Rig.id, epoch: 2, at: 8192, upTo: .max, of: [Rig.theirs])))
+        // A member that lives and does not answer is waited for.
+        rig.give(.mended(Rig.id, epoch: 2, .unanswered))
+        #expect(rig.stores.isEmpty, "cut without its word")
+        rig.pass(.seconds(2))
+        #expect(rig.actions.contains(.seal(Rig.id, epoch: 2)))
+        rig.give(.copySealed(Rig.id, epoch: 2, report(8192, torn: true)))
+        #expect(rig.actions.contains(.mend(Rig.id, epoch: 2, at: 8192, upTo: .max, of: [Rig.theirs])))
+        rig.give(.mended(Rig.id, epoch: 2, .nowhere))
+        #expect(rig.stores.first?.sealedAt == 8192)
+    }
+
     /// Its node is back, with what this one could not read: it drains the segment from then on.
     @Test func lateTailWaitsForTheNextTakeover() {
         var rig = shortDrain()

@@ -153,6 +153,7 @@ struct TakeoverWorld {
                 machines[node]?.copies[id]?.tailInvalid = false
             }
             answer(.repaired(id, epoch: epoch, complete: source >= upTo), to: node)
+        case .mend(let id, let epoch, _, _, _): answer(.mended(id, epoch: epoch, .nowhere), to: node)
         case .adopt(let key):
             machines[node]?.adopted[key.id] = key.drainEpoch
             machines[node]?.read[key.id] = machine.copies[key.id]?.end ?? 0

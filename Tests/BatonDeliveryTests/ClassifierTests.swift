@@ -25,6 +25,7 @@ private func word(_ step: RecipientStep) -> String {
         case .inDoubt: "inDoubt"
         case .returned: "returned"
         case .notPermitted: "notPermitted"
+        case .beingRepaired: "beingRepaired"
         case .damaged: "damaged"
         }
     }

@@ -150,6 +150,9 @@ final class FakeSource: WorkSource {
             case .notPermitted:
                 results.add("notPermitted")
                 return .returned
+            case .beingRepaired:
+                results.add("beingRepaired")
+                return .returned
             case .damaged:
                 results.add("damaged")
                 return .unknown
@@ -187,7 +190,13 @@ final class FakeReader: BodyReading {
     let messages: [UInt32: (Envelope, [UInt8])]
     let fragmentSize: Int
     let damagedFragment: UInt32?
-    init(messages: [UInt32: (Envelope, [UInt8])] = [:], fragmentSize: Int = .max, damagedFragment: UInt32? = nil) {
+    /// What is damaged is asked for elsewhere.
+    let repairs: Bool
+    init(
+        messages: [UInt32: (Envelope, [UInt8])] = [:], fragmentSize: Int = .max, damagedFragment: UInt32? = nil,
+        repairs: Bool = false
+    ) {
+        self.repairs = repairs
         self.messages = messages
         self.fragmentSize = fragmentSize
         self.damagedFragment = damagedFragment
@@ -198,7 +207,9 @@ final class FakeReader: BodyReading {
     }
 
     private func outcome(_ request: BodyRead) -> BodyReadOutcome {
-        guard let (envelope, bytes) = messages[request.ref.record] else { return .damaged }
+        guard let (envelope, bytes) = messages[request.ref.record] else {
+            return repairs ? .beingRepaired : .damaged
+        }
         switch request.part {
         case .message:
             if bytes.count <= fragmentSize {
@@ -208,7 +219,7 @@ final class FakeReader: BodyReading {
             let count = (bytes.count + fragmentSize - 1) / fragmentSize
             return .message(envelope, .fragmented(traits: envelope.traits, count: UInt32(count)))
         case .fragment(let index):
-            if index == damagedFragment { return .damaged }
+            if index == damagedFragment { return repairs ? .beingRepaired : .damaged }
             return .fragment(ByteBuffer(bytes: bytes.dropFirst(Int(index) * fragmentSize).prefix(fragmentSize)))
         }
     }

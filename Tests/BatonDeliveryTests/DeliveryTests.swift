@@ -326,6 +326,34 @@ private final class EndingShare: PermitLeasing {
         await mx.stop()
     }
 
+    @Test func fragmentThatIsBeingRepairedReachesTheDotOrCounts() async throws {
+        let mx = try await FakeMX(group: group)
+        let body = Array(String(repeating: "0123456789abcde\r\n", count: 40_000).utf8)
+        let envelope = makeEnvelope(["a@example.test"], body: body)
+        let reader = FakeReader(
+            messages: [0: (envelope, body)], fragmentSize: Limits.fragmentSize, damagedFragment: 1, repairs: true)
+        let delivery = Delivery(port: mx.port, reader: reader)
+        delivery.add([["a@example.test"]], resident: false)
+        await delivery.route()
+        #expect(await delivery.source.results.wait(for: 1) == ["beingRepaired"])
+        await delivery.settle()
+        #expect(mx.record.messages.isEmpty)
+        #expect(delivery.settler.settlements.all.isEmpty)
+        await mx.stop()
+    }
+
+    @Test func messageThatIsBeingRepairedBlocksTheNext() async throws {
+        let mx = try await FakeMX(group: group)
+        let body = Array("a: b\r\n\r\nsecond\r\n".utf8)
+        let envelope = makeEnvelope(["b@example.test"], body: body)
+        let reader = FakeReader(messages: [1: (envelope, body)], repairs: true)
+        let delivery = Delivery(port: mx.port, reader: reader) { $0.connectionsPerSite = 1 }
+        delivery.add([["a@example.test"], ["b@example.test"]], resident: false)
+        await delivery.route()
+        #expect(await delivery.source.results.wait(for: 2) == ["beingRepaired", "delivered 250"], "without a pause")
+        await mx.stop()
+    }
+
     @Test func damagedMessageBlocksTheNext() async throws {
         let mx = try await FakeMX(group: group)
         let body = Array("a: b\r\n\r\nsecond\r\n".utf8)

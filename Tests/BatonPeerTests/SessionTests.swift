@@ -339,6 +339,23 @@ private func victim(channel: PeerChannel = .bulk) -> End { Pair.open(channel: ch
     #expect(both.acceptor.delivered == [submit(able)])
 }
 
+/// It would end the connection of a peer that does not know this part.
+@Test func singleChunkIsAskedOfAPeerThatGivesNone() {
+    let fetch = PeerMessage.fetch(
+        Fetch(request: 1, segment: sampleSegment, epoch: 2, from: 4096, atMost: 1 << 20, part: .chunk))
+    var able = Pair.settings("n1")
+    able.features = .chunks
+    var ableToo = Pair.settings("n2")
+    ableToo.features = [.lz4, .chunks]
+    var half = Pair.open(able)
+    half.dialer.feed(.send(fetch), at: half.now)
+    #expect(half.dialer.refusals == [.invalid])
+    var both = Pair.open(able, ableToo)
+    both.dialer.feed(.send(fetch), at: both.now)
+    both.move()
+    #expect(both.acceptor.delivered == [fetch])
+}
+
 @Test func callerSendsAFrameOfTheConnection() {
     for message in sampleMessages where message.type.channel == nil {
         var pair = Pair.open()

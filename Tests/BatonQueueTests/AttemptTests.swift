@@ -187,6 +187,21 @@ private func asksNotice(_ decision: RecipientDecision?) -> Bool {
     #expect(harness.finals.map(\.verdict) == [.adminBounced])
 }
 
+@Test func messageThatIsBeingRepairedCostsAnAttemptOrIsForgotten() {
+    let harness = Harness()
+    harness.receive(message(1, to: ["a@x.test"]))
+    for _ in 0..<50 {
+        _ = harness.decide(harness.pull()[0], .beingRepaired)
+        harness.advance(by: .milliseconds(900))
+        #expect(harness.pull().isEmpty, "read again without a pause")
+        harness.advance(by: .milliseconds(200))
+        #expect(harness.totals.all == 1)
+    }
+    let again = harness.pull()
+    #expect(again.first?.recipients.map(\.attempts) == [0])
+    #expect(harness.violations() == [])
+}
+
 @Test func staleHandleHitsAReusedSlot() {
     let harness = Harness()
     harness.receive(message(1, to: ["a@x.test"]))

@@ -186,6 +186,7 @@ private final class Heir: Sendable {
         func outcomesAdvanced(_ id: SegmentID, epoch: UInt64, end: Int64, synced: Int64, taken: Int) {}
         func keyChanged(_ key: SegmentKey) {}
         func drained(_ id: SegmentID) { drained.withLock { $0.append(id) } }
+        func damaged(_ chunk: DamagedChunk) {}
     }
 
     let spool: Spool

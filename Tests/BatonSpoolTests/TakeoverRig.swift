@@ -110,6 +110,7 @@ final class HookedDisk: Disk {
 final class News: SegmentNews, CopyNews {
     struct State {
         var drained: [SegmentID] = []
+        var damaged: [DamagedChunk] = []
         var keys: [SegmentKey] = []
         var epochs: [SegmentID: [UInt64]] = [:]
     }
@@ -120,6 +121,7 @@ final class News: SegmentNews, CopyNews {
     }
     func keyChanged(_ key: SegmentKey) { state.withLock { $0.keys.append(key) } }
     func drained(_ id: SegmentID) { state.withLock { $0.drained.append(id) } }
+    func damaged(_ chunk: DamagedChunk) { state.withLock { $0.damaged.append(chunk) } }
     func logSynced(_ id: SegmentID, epoch: UInt64, memory: Int64, synced: Int64) {}
     var drained: [SegmentID] { state.withLock { $0.drained } }
 }

@@ -4,6 +4,7 @@ import BatonModel
 import BatonPeer
 import BatonRuntime
 import BatonSpool
+import Logging
 import NIOCore
 
 extension ClusterDriver {
@@ -31,6 +32,7 @@ extension ClusterDriver {
 
     /// CHUNK: an answer to a FETCH, or a piece for a joining member.
     mutating func received(_ piece: BatonPeer.CopyPart, from peer: Drainer) {
+        guard piece.part != .chunk else { return repairAnswered(piece, from: peer) }
         guard piece.request != 0 else { return restore(piece, from: peer) }
         guard var run = fetches.answered(by: piece, from: peer.node) else { return }
         guard piece.status == .octets else { return end(run, complete: false) }
@@ -70,7 +72,13 @@ extension ClusterDriver {
         case .outcomes:
             if complete { gathered.add(run.collected, of: run.member, run.segment, epoch: run.epoch) }
             receive(.outcomesFetched(run.segment, epoch: run.epoch, run.member, complete: complete))
-        case .repair: receive(.repaired(run.segment, epoch: run.epoch, complete: complete))
+        case .repair:
+            if complete {
+                runtime.logger.notice(
+                    "cluster: what a copy lacked, or had damaged, was fetched from another one",
+                    metadata: ["segment": "\(SegmentName(run.segment))", "to": "\(run.offset)"])
+            }
+            receive(.repaired(run.segment, epoch: run.epoch, complete: complete))
         }
     }
 

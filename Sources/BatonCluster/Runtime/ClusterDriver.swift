@@ -31,6 +31,9 @@ struct ClusterDriver: Sendable {
     var state: TakeoverState
     var fetches = FetchRuns()
     var copies = CopyRuns()
+    var repairs = RepairState()
+    /// Chunks that a takeover waits for, with its epoch.
+    var takeoverMends: [DamagedChunk: UInt64] = [:]
     var gathered = GatheredOutcomes()
     private var permits: [SegmentID: Instant] = [:]
     private var marks: [SegmentID: Marks] = [:]
@@ -69,6 +72,7 @@ struct ClusterDriver: Sendable {
         runtime.permission.tick(at: now)
         for (id, until) in permits { permit(id, until) }
         for run in fetches.overdue(at: now) { end(run, complete: false) }
+        mend(.tick)
         for id in copies.segments { advanceCopy(id) }
         let drains = state.drains
         gathered.keep { id, epoch in drains[id]?.epoch == epoch && drains[id]?.phase != .ready }
@@ -154,6 +158,8 @@ struct ClusterDriver: Sendable {
                 FetchRun(
                     segment: id, epoch: epoch, member: member, purpose: .repair(upTo: upTo), offset: start,
                     askedAt: .epoch))
+        case .mend(let id, let epoch, let offset, let end, let members):
+            mend(id, epoch, at: offset, upTo: end, of: members)
         case .adopt(let key): adopt(key)
         case .permit(let id, let until):
             permits[id] = until

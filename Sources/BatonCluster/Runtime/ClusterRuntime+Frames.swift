@@ -165,7 +165,12 @@ extension ClusterRuntime: PeerTransportDelegate {
     }
 
     private func fetch(_ question: Fetch, from peer: Drainer, _ parts: ClusterParts) {
-        let content: CopyContent = question.part == .segment ? .chunks : .outcomeEntries
+        let content: CopyContent =
+            switch question.part {
+            case .segment: .chunks
+            case .outcomes: .outcomeEntries
+            case .chunk: .chunk
+            }
         let most = min(question.atMost, PeerLimits.partOctets)
         parts.copies.read(question.segment, content, from: question.from, atMost: most) { [transport] read in
             var answer = BatonPeer.CopyPart(
@@ -174,6 +179,7 @@ extension ClusterRuntime: PeerTransportDelegate {
             switch read {
             case .octets(let octets, _): answer.octets = octets
             case .missing: answer.status = .missing
+            case .damaged: answer.status = .damaged
             case .failed: answer.status = .failed
             }
             _ = transport.send([.chunk(answer)], to: peer.node)

@@ -313,6 +313,8 @@ extension ClusterRuntime: SegmentNews, CopyNews {
 
     package func drained(_ id: SegmentID) { tell(.drained(id)) }
 
+    package func damaged(_ chunk: DamagedChunk) { mailbox.deliver(CollectionOfOne(.run { $0.damaged(chunk) })) }
+
     package func logSynced(_ id: SegmentID, epoch: UInt64, memory: Int64, synced: Int64) {
         guard let node = drainers.withLock({ $0[id] }) else { return }
         _ = transport.send(

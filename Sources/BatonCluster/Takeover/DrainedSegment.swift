@@ -73,6 +73,8 @@ struct DrainedSegment: Hashable, Sendable {
     var peers = Table<EnsembleMember, MemberProgress>()
     var logEnd: Int64 = 0
     var logSynced: Int64 = 0
+    /// Where the own copy's valid prefix ended when the others were asked for the chunk there.
+    var mendTriedAt: Int64?
     /// Nothing is open in it, by the spool's word.
     var drained = false
     var permitted: Instant?

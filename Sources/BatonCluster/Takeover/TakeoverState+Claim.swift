@@ -73,7 +73,12 @@ extension TakeoverState {
             return
         }
         switch seal {
-        case .sealed(let report): drains[id]?.own = report
+        case .sealed(let report):
+            drains[id]?.own = report
+            // What was fetched made it no longer: the member that gave it is asked anew what it has, after a pause.
+            if drain.phase == .repairing, let former = drain.own, report.end <= former.end {
+                return putOff(id, drain)
+            }
         // A4: a missing file is damage, never emptiness; the others have to say what was there.
         case .missing: drains[id]?.own = BatonSpool.CopyReport(end: 0, tailInvalid: true, outcomeOctets: 0)
         // Nothing is read before the seal is on the disk.
@@ -231,16 +236,19 @@ extension TakeoverState {
 
     private mutating func fix(_ id: SegmentID, _ key: SegmentKey) {
         guard let drain = drains[id], let own = drain.own, !registry.isBusy(id) else { return }
+        if mendEnd(id, drain, own, key) { return }
         guard let length = key.sealedAt ?? sealedLength(key, drain, own) else {
             // T1: not to be known before the others answer; what is valid is drained, and nothing is cut.
             return adopt(id, key)
         }
         if own.end < length {
-            if let source = longest(key, drain, atLeast: length) {
+            if let source = longest(key, drain, beyond: own.end) {
                 drains[id]?.phase = .repairing
-                return actions.append(.repair(id, epoch: drain.epoch, from: source, start: own.end, upTo: length))
+                return actions.append(
+                    .repair(
+                        id, epoch: drain.epoch, from: source.member, start: own.end, upTo: min(length, source.end)))
             }
-            // Whoever has it is down: as above.
+            // Whoever has it is down, or nobody has it: as above.
             return adopt(id, key)
         }
         guard key.state == .open else { return adopt(id, key) }
@@ -275,19 +283,65 @@ extension TakeoverState {
         return longest
     }
 
-    private func longest(_ key: SegmentKey, _ drain: DrainedSegment, atLeast length: Int64) -> EnsembleMember? {
-        key.ensemble.first { $0 != member && (drain.peers[$0]?.end ?? 0) >= length && registry.isAlive($0) }
+    /// The living member with the longest valid prefix, if that is longer than this.
+    private func longest(
+        _ key: SegmentKey, _ drain: DrainedSegment, beyond end: Int64
+    ) -> (member: EnsembleMember, end: Int64)? {
+        var best: (member: EnsembleMember, end: Int64)?
+        for other in key.ensemble where other != member && registry.isAlive(other) {
+            let reach = drain.peers[other]?.end ?? 0
+            if reach > best?.end ?? end { best = (other, reach) }
+        }
+        return best
+    }
+
+    /// A report ends at the first damage: a member that reports no more than this copy may still have the very chunk that is damaged here,
+    /// with its own damage before it. It is asked for that chunk before the segment is cut or read where this copy ends. True while
+    /// the answer is waited for.
+    private mutating func mendEnd(
+        _ id: SegmentID, _ drain: DrainedSegment, _ own: BatonSpool.CopyReport, _ key: SegmentKey
+    ) -> Bool {
+        guard own.tailInvalid, own.end < key.sealedAt ?? .max, drain.mendTriedAt != own.end,
+            longest(key, drain, beyond: own.end) == nil
+        else { return false }
+        let others = key.ensemble.filter { other in
+            guard other != member, registry.isAlive(other),
+                case .sealed(_, tailInvalid: true, _) = drain.peers[other]?.report
+            else { return false }
+            return true
+        }
+        guard !others.isEmpty else { return false }
+        drains[id]?.mendTriedAt = own.end
+        drains[id]?.phase = .repairing
+        actions.append(.mend(id, epoch: drain.epoch, at: own.end, upTo: key.sealedAt ?? .max, of: others))
+        return true
+    }
+
+    /// The copy is looked at anew, and its next damage is asked for in turn; or what it has is all that can be had. A living member that
+    /// does not answer is waited for (T1), and a disk that fails shows at the next seal.
+    mutating func mended(_ id: SegmentID, _ epoch: UInt64, _ repair: ChunkRepair) {
+        guard let drain = drains[id], drain.epoch == epoch, drain.phase == .repairing else { return }
+        switch repair {
+        case .repaired: actions.append(.seal(id, epoch: epoch))
+        case .nowhere:
+            drains[id]?.phase = .asking
+            tickTakeover(id)
+        case .unanswered:
+            drains[id]?.mendTriedAt = nil
+            drains[id]?.phase = .sealing
+            drains[id]?.retryAt = now + timing.recopyRetry
+        }
     }
 
     mutating func repaired(_ id: SegmentID, _ epoch: UInt64, _ complete: Bool) {
         guard let drain = drains[id], drain.epoch == epoch, drain.phase == .repairing else { return }
-        if complete {
-            actions.append(.seal(id, epoch: epoch))
-        } else {
-            drains[id]?.phase = .asking
-            drains[id]?.retryAt = now + timing.recopyRetry
-            for other in drain.peers.keys { drains[id]?.peers[other]?.report = nil }
-        }
+        if complete { actions.append(.seal(id, epoch: epoch)) } else { putOff(id, drain) }
+    }
+
+    private mutating func putOff(_ id: SegmentID, _ drain: DrainedSegment) {
+        drains[id]?.phase = .asking
+        drains[id]?.retryAt = now + timing.recopyRetry
+        for other in drain.peers.keys { drains[id]?.peers[other]?.report = nil }
     }
 
     mutating func adopted(_ id: SegmentID, _ epoch: UInt64, _ success: Bool) {

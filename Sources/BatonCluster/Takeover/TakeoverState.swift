@@ -94,6 +94,7 @@ package struct TakeoverState: StateMachine {
         case .copySealed(let id, let epoch, let seal): sealed(id, epoch, seal)
         case .outcomesFetched(let id, let epoch, let other, let complete): fetched(id, epoch, other, complete)
         case .repaired(let id, let epoch, let complete): repaired(id, epoch, complete)
+        case .mended(let id, let epoch, let repair): mended(id, epoch, repair)
         case .adopted(let id, let epoch, let success): adopted(id, epoch, success)
         case .outcomesAdvanced(let id, let epoch, let end, let synced): advanced(id, epoch, end, synced)
         case .recorded(let id, let epoch, let memory, let synced, let peer):

@@ -39,6 +39,8 @@ package enum TakeoverEvent: Hashable, Sendable {
     case outcomesFetched(SegmentID, epoch: UInt64, EnsembleMember, complete: Bool)
     /// What the own copy lacked was fetched, or could not be.
     case repaired(SegmentID, epoch: UInt64, complete: Bool)
+    /// The answer to `mend`.
+    case mended(SegmentID, epoch: UInt64, ChunkRepair)
     case adopted(SegmentID, epoch: UInt64, success: Bool)
     /// This node's outcome log of the epoch.
     case outcomesAdvanced(SegmentID, epoch: UInt64, end: Int64, synced: Int64)
@@ -67,6 +69,9 @@ package enum TakeoverAction: Hashable, Sendable {
     case fetchOutcomes(SegmentID, epoch: UInt64, from: EnsembleMember, octets: Int64)
     /// Fetch chunks `from ..< upTo` of another member into the own copy.
     case repair(SegmentID, epoch: UInt64, from: EnsembleMember, start: Int64, upTo: Int64)
+    /// Ask these members, one after another, for the one chunk that begins here, and put it into the own copy; answered by `mended`.
+    /// Nothing behind `upTo` is wanted.
+    case mend(SegmentID, epoch: UInt64, at: Int64, upTo: Int64, of: [EnsembleMember])
     case adopt(SegmentKey)
     /// Final dots of the segment may go until then; nil: none (PROTOCOL P1). `Instant.distantFuture` without partners.
     case permit(SegmentID, until: Instant?)

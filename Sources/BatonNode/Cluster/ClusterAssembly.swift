@@ -49,7 +49,7 @@ final class NodeCluster: Sendable {
         var peer = PeerSettings(
             name: Array(configuration.node.id.utf8), cluster: Array(settings.name.utf8),
             incarnation: directory.incarnation)
-        peer.features = .lz4
+        peer.features = [.lz4, .chunks]
         let text = settings.peerAddress.description
         guard let address = PeerAddress(text) else {
             throw NodeError("cluster.peer_address: \(text) is no address", exitCode: 78)

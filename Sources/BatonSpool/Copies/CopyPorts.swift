@@ -75,12 +75,25 @@ package enum CopyContent: Hashable, Sendable {
     case outcomeEntries
     /// The outcome log of one epoch as it stands in its file, header included.
     case outcomeLog(epoch: UInt64)
+    /// The one chunk that begins at the offset, whole, and only if it has its checksums.
+    case chunk
 }
 
 package enum CopyRead: Sendable {
     /// At most what was asked for; `last` when nothing follows.
     case octets(ByteBuffer, last: Bool)
     case missing
+    /// Only of `CopyContent.chunk`: something is there, and it is not a chunk with its checksums.
+    case damaged
+    case failed
+}
+
+/// What became of a chunk that was to be put in the place of a damaged one.
+package enum CopyMend: Hashable, Sendable {
+    /// It stands there, fdatasync'ed.
+    case mended
+    /// It is not the chunk that was promised there. Nothing was written.
+    case other
     case failed
 }
 
@@ -115,6 +128,8 @@ package protocol CopyKeeping: Sendable {
     func restore(
         _ id: SegmentID, _ purpose: RestorePurpose, at offset: Int64, _ octets: ByteBuffer,
         done: @escaping @Sendable (Bool) -> Void)
+    /// Puts a chunk in the place of a damaged one, in whatever segment's file. Durable when done.
+    func mend(_ chunk: DamagedChunk, _ octets: ByteBuffer, done: @escaping @Sendable (CopyMend) -> Void)
     /// Removes the segment's file, logs and seal; true when they are gone, durably.
     func unlink(_ id: SegmentID, done: @escaping @Sendable (Bool) -> Void)
     /// `unlink` of a file in which nothing was ever written. One whose beginning cannot be read is damage, never emptiness: it
@@ -170,6 +185,9 @@ package protocol SegmentNews: AnyObject, Sendable {
     /// No recipient is open, all outcomes are fdatasync'ed here and all events synced: it may be finished (PROTOCOL C3).
     /// Said again from time to time until `release`.
     func drained(_ id: SegmentID)
+    /// A chunk of a drained segment is damaged here: the other members are to be asked for it. Said again at each read of it, until
+    /// `SegmentDraining.ended` tells how that went.
+    func damaged(_ chunk: DamagedChunk)
 }
 
 /// The spool as the cluster uses it.
@@ -184,4 +202,6 @@ package protocol SegmentDraining: Sendable {
     func stopWriting(_ id: SegmentID)
     /// The segment behind a message reference, as given in `AdoptionReport.handle` or by the lane.
     func segment(of handle: UInt32) -> SegmentID?
+    /// The answer to `SegmentNews.damaged`. Any thread.
+    func ended(_ repair: ChunkRepair, of chunk: DamagedChunk)
 }

@@ -31,6 +31,7 @@ package final class CopyStore: CopyKeeping, Sendable {
         case seal(SegmentID, UInt64, @Sendable (CopySeal) -> Void)
         case read(SegmentID, CopyContent, Int64, Int, @Sendable (CopyRead) -> Void)
         case restore(SegmentID, RestorePurpose, Int64, ByteBuffer, @Sendable (Bool) -> Void)
+        case mend(DamagedChunk, ByteBuffer, @Sendable (CopyMend) -> Void)
         case unlink(SegmentID, @Sendable (Bool) -> Void)
         case unlinkIfEmpty(SegmentID)
         case inventory(@Sendable ([SegmentID]) -> Void)
@@ -39,6 +40,7 @@ package final class CopyStore: CopyKeeping, Sendable {
             switch self {
             case .append(_, _, let bytes, _), .record(_, _, _, let bytes, _), .restore(_, _, _, let bytes, _):
                 bytes.readableBytes
+            case .mend(_, let bytes, _): bytes.readableBytes
             case .create, .seal, .read, .unlink, .unlinkIfEmpty, .inventory: 0
             }
         }
@@ -52,6 +54,7 @@ package final class CopyStore: CopyKeeping, Sendable {
             case .seal(_, _, let done): done(.failed)
             case .read(_, _, _, _, let done): done(.failed)
             case .restore(_, _, _, _, let done): done(false)
+            case .mend(_, _, let done): done(.failed)
             case .unlink(_, let done): done(false)
             case .unlinkIfEmpty: break
             case .inventory(let done): done([])
@@ -165,6 +168,10 @@ package final class CopyStore: CopyKeeping, Sendable {
         done: @escaping @Sendable (Bool) -> Void
     ) {
         offer(.restore(id, purpose, offset, octets, done))
+    }
+
+    package func mend(_ chunk: DamagedChunk, _ octets: ByteBuffer, done: @escaping @Sendable (CopyMend) -> Void) {
+        offer(.mend(chunk, octets, done))
     }
 
     package func unlink(_ id: SegmentID, done: @escaping @Sendable (Bool) -> Void) { offer(.unlink(id, done)) }

@@ -71,6 +71,7 @@ extension CopyWorker {
                 let count = Int(min(Int64(most), max(0, end - offset)))
                 let bytes = try DiskRead.upTo(count, of: file, at: offset, from: disk)
                 return .octets(bytes, last: offset + Int64(bytes.readableBytes) >= end)
+            case .chunk: return readChunk(id, at: offset, atMost: most)
             case .outcomeEntries:
                 return Self.piece(of: try files.entries(), from: offset, atMost: most)
             case .outcomeLog(let epoch):

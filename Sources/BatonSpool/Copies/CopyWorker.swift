@@ -72,6 +72,7 @@ struct CopyWorker: Sendable {
                 done(read(id, content, offset, most, at: now))
             case .restore(let id, let purpose, let offset, let bytes, let done):
                 done(restore(id, purpose, offset, bytes, at: now))
+            case .mend(let chunk, let octets, let done): done(mend(chunk, octets))
             case .unlink(let id, let done): done(unlink(id))
             case .unlinkIfEmpty(let id): unlinkIfEmpty(id, at: now)
             case .inventory(let done): done(inventory())

@@ -186,6 +186,8 @@ private final class Heir: Sendable {
         func outcomesAdvanced(_ id: SegmentID, epoch: UInt64, end: Int64, synced: Int64, taken: Int) {}
         func keyChanged(_ key: SegmentKey) {}
         func drained(_ id: SegmentID) { drained.withLock { $0.append(id) } }
+        func cleanable(_ ids: [SegmentID], into target: SegmentID) {}
+        func moved(_ id: SegmentID, epoch: UInt64, landed: Bool) {}
     }
 
     let spool: Spool

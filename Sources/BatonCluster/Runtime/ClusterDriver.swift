@@ -165,6 +165,10 @@ struct ClusterDriver: Sendable {
             guard let length = key.sealedAt else { return }
             copies.begin(key, to: joiner, length: length)
             advanceCopy(key.id)
+        case .move(let key): runtime.takeovers.deliver(CollectionOfOne(.move(key)))
+        case .settleMove(let id, let epoch, let target, let alive):
+            runtime.takeovers.deliver(
+                CollectionOfOne(.settleMove(id, epoch: epoch, into: target, alive: alive)))
         case .askFinished(let id, let epoch, let node):
             _ = transport.send([.finished(Finished(segment: id, epoch: epoch))], to: node)
         case .answerUnlinked(let id, let epoch, let node):

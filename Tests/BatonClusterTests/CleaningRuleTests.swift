@@ -131,6 +131,8 @@ private struct CleaningRig {
 
     @Test func segmentThatIsNotWholeSafeAndPermittedIsNotCleaned() {
         var silent = CleaningRig(promised: false)
+        let items = [CleaningRig.target, CleaningRig.next].map { PromiseItem(segment: $0, epoch: 1) }
+        silent.rig.give(.promised(items, sentAt: silent.rig.now, from: TakeoverRig.other))
         silent.offer()
         #expect(silent.rig.stores.isEmpty, "a former drainer may still send (11)")
 
@@ -371,6 +373,7 @@ private struct CleaningRig {
         var clean = CleaningRig()
         clean.move()
         clean.rig.give(.drained(CleaningRig.source))
+        #expect(clean.stores.isEmpty, "finished at the epoch of copies that have not landed")
         clean.rig.pass(.milliseconds(100))
         #expect(clean.rig.stores.isEmpty, "finished at the epoch of copies that have not landed")
     }
@@ -429,6 +432,7 @@ private struct CleaningRig {
     @Test func staleMemberOfTheTargetKeepsTheSourcesKey() {
         var rig = taker(stale: [TakeoverRig.theirs])
         rig.give(.outcomesAdvanced(TakeoverRig.id, epoch: 2, end: 80, synced: 80))
+        rig.give(.recorded(TakeoverRig.id, epoch: 2, memory: 80, synced: 80, from: TakeoverRig.other))
         rig.pass(.milliseconds(100))
         #expect(!clears(rig), "as the last copy it would not know what became of the move (24)")
     }

@@ -60,12 +60,12 @@ extension Spool {
         let overBudget = ledger.totalLength > configuration.cleaningBudget
         let age = overBudget ? SpoolLimits.cleaningAgeMin : max(configuration.cleaningAge, SpoolLimits.cleaningAgeMin)
         let found = ledger.cleaningCandidates(olderThan: now - age, limit: SpoolLimits.cleaningOffers)
-        guard let most = found.map(\.bytes).max() else { return }
-        let target = writer.withLock { $0?.segment(withRoomFor: most, at: now) }
-        guard let target else { return }
+        guard !found.isEmpty, let (target, fitting) = writer.withLock({ $0?.target(for: found, at: now) }) else {
+            return
+        }
         let pause = overBudget ? .seconds(0) : SpoolLimits.cleaningPause
         keeper.withLock { $0.nextCleaning = now + pause }
-        cluster?.news.cleanable(found.compactMap { ledger.name(of: $0.handle)?.id }, into: target)
+        cluster?.news.cleanable(fitting.compactMap { ledger.name(of: $0.handle)?.id }, into: target)
     }
 
     private var canMove: Bool {
@@ -169,6 +169,14 @@ extension LaneWriter {
     func hasRoom(for bytes: Int64, in segment: SegmentID) -> Bool {
         guard let open, open.id == segment else { return false }
         return open.offset == 0 || open.offset + Self.room(for: bytes) <= Int64(configuration.segmentSize)
+    }
+
+    /// The open segment, and which of the candidates fit into it; rolled only where not even the emptiest one does.
+    mutating func target(for candidates: [CleaningCandidate], at now: Instant) -> (SegmentID, [CleaningCandidate])? {
+        guard let emptiest = candidates.first, let target = segment(withRoomFor: emptiest.bytes, at: now) else {
+            return nil
+        }
+        return (target, candidates.filter { hasRoom(for: $0.bytes, in: target) })
     }
 
     /// What a cleaning's messages may take, heads and padding included.

@@ -40,6 +40,7 @@ private let site = Array("a.test".utf8)
         // And on, with what it brought along.
         permission.moved(2, to: 3)
         permission.forget(1)
+        permission.forget(2)
         #expect(permission.mayDot(ref(1), at: start + .seconds(1)))
         // Its segment is gone: nobody promises for it.
         permission.forget(3)

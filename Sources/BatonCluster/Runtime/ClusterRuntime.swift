@@ -286,8 +286,6 @@ package final class ClusterRuntime: Sendable {
         of id: SegmentID, _ epoch: UInt64, into target: SegmentID, alive: Bool, _ parts: ClusterParts
     ) {
         let end = parts.spool.settleMove(of: id, epoch: epoch, into: target, alive: alive)
-        // From here on the members of the target promise for what was moved (P1).
-        if alive, let old = parts.handle(id), let new = parts.handle(target) { permission.moved(old, to: new) }
         logger.log(
             level: alive ? .info : .notice,
             alive ? "cluster: segment cleaned" : "cluster: a cleaning came to nothing",

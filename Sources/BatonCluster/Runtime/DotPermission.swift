@@ -69,6 +69,7 @@ package final class DotPermission: DotPermitting {
     }
 
     /// All that is alive in a segment was moved into another: its members promise for it from now on, and outcomes are written there.
+    /// Before the segment is forgotten.
     package func moved(_ handle: UInt32, to target: UInt32) {
         state.withLock { state in
             // Chains are never longer than one step.

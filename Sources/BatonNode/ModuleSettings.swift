@@ -49,6 +49,7 @@ extension NodeConfiguration {
             case .off: .off
             }
         settings.minFree = UInt64(max(0, spool.minFree))
+        settings.cleaningBudget = Int64(spool.cleaningBudget)
         return settings
     }
 

@@ -43,23 +43,41 @@ extension SegmentLedger {
     /// A sealed segment that is old (or whose spool is over budget), intact, without fragmented bodies, and less than a quarter
     /// alive; the least alive one first.
     func cleaningCandidate(olderThan born: Instant) -> CleaningCandidate? {
-        state.withLock { state in
-            var best: (handle: UInt32, live: Int64)?
-            for (handle, entry) in state.entries {
-                guard entry.sealed, !entry.isDamaged, !entry.hasFragmented, !entry.closing, entry.pins == 0,
-                    entry.liveRecipients > 0, entry.liveMessages <= SpoolLimits.cleaningMessages,
-                    entry.bornAt <= born, entry.cleaningsFailed < SpoolLimits.cleaningAttempts,
-                    entry.liveBytes * 100 < entry.length * Int64(SpoolLimits.cleaningLivePercent)
-                else { continue }
-                if best.map({ entry.liveBytes < $0.live }) ?? true { best = (handle, entry.liveBytes) }
+        cleaningCandidates(olderThan: born, limit: 1).first
+    }
+
+    /// Several of them, the least alive ones first.
+    func cleaningCandidates(olderThan born: Instant, limit: Int) -> [CleaningCandidate] {
+        let found = state.withLock { state in
+            var found: [(handle: UInt32, live: Int64)] = []
+            for (handle, entry) in state.entries where entry.isWorthCleaning && entry.bornAt <= born {
+                found.append((handle, entry.liveBytes))
             }
-            guard let best, let entry = state.entries[best.handle] else { return nil }
+            return found
+        }
+        let best = found.sorted { ($0.live, $0.handle) < ($1.live, $1.handle) }.prefix(limit)
+        return best.compactMap { cleaningCandidate($0.handle) }
+    }
+
+    /// The segment, if it is worth cleaning now.
+    func cleaningCandidate(_ handle: UInt32) -> CleaningCandidate? {
+        state.withLock { state in
+            guard let entry = state.entries[handle], entry.isWorthCleaning else { return nil }
             let records = entry.live.indices.filter { entry.live[$0] > 0 }.map { UInt32($0) }
-            return CleaningCandidate(handle: best.handle, records: records, bytes: best.live)
+            return CleaningCandidate(handle: handle, records: records, bytes: entry.liveBytes)
         }
     }
 
     var totalLength: Int64 { state.withLock { $0.entries.values.reduce(0) { $0 + $1.length } } }
+}
+
+extension SegmentLedger.Entry {
+    /// Whatever its age.
+    fileprivate var isWorthCleaning: Bool {
+        sealed && !isDamaged && !hasFragmented && !closing && !adopting && pins == 0 && liveRecipients > 0
+            && liveMessages <= SpoolLimits.cleaningMessages && cleaningsFailed < SpoolLimits.cleaningAttempts
+            && liveBytes * 100 < length * Int64(SpoolLimits.cleaningLivePercent)
+    }
 }
 
 extension Spool {
@@ -140,8 +158,9 @@ extension Spool {
     }
 
     /// Nil where one of them is damaged or unreadable: the segment then stays as it is.
-    private func copies(
-        of candidate: CleaningCandidate, _ key: SegmentKey, _ progress: [UInt32: [OutcomeRecord]], _ batch: MovedBatch
+    func copies(
+        of candidate: CleaningCandidate, _ key: SegmentKey, _ progress: [UInt32: [OutcomeRecord]], _ batch: MovedBatch,
+        into target: SegmentID? = nil
     ) -> [LaneWork]? {
         var work: [LaneWork] = []
         var reader = SegmentReader(disk: directory.disk, directory: directory.segmentsPath)
@@ -157,7 +176,9 @@ extension Spool {
             let from = MovedFrom(source: key.id, record: record, drainEpoch: key.drainEpoch, outcomes: known)
             work.append(
                 .moved(
-                    MovedMessage(source: ref, envelope: message.envelope, body: body.bytes, from: from, batch: batch)))
+                    MovedMessage(
+                        source: ref, envelope: message.envelope, body: body.bytes, from: from, batch: batch,
+                        target: target)))
         }
         return work
     }

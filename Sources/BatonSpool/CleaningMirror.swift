@@ -66,7 +66,9 @@ extension OutcomeWriter {
         else { return nil }
         var found: [UInt32: [OutcomeRecord]] = [:]
         do throws(DiskError) {
-            let read = try OutcomeLog.read("\(directory)/\(name.outcomeFile)", segment: name.id, from: disk) {
+            let read = try OutcomeLog.read(
+                "\(directory)/\(name.outcomeFile(epoch: logEpoch(of: handle)))", segment: name.id, from: disk
+            ) {
                 entry, _ in
                 if case .outcome(let record) = entry { found[record.record, default: []].supersede(by: record) }
             }

@@ -40,6 +40,8 @@ struct Keeper: Sendable {
     private var complained = false
     var cleaning: CleaningRun?
     var nextCleaning: Instant = .epoch
+    /// The same in a cluster.
+    var moving: MoveRun?
 
     init(
         directory: DataDirectory, configuration: SpoolConfiguration, registry: any SegmentRegistry,

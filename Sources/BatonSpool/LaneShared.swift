@@ -36,6 +36,8 @@ struct MovedMessage: Sendable {
     let body: ByteBuffer
     let from: MovedFrom
     let batch: MovedBatch
+    /// In a cluster: the segment that the source's key names, and no other takes it.
+    var target: SegmentID?
 }
 
 /// Collects where the messages of one cleaning landed. Each message lands or fails exactly once.

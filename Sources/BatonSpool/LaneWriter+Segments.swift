@@ -60,7 +60,7 @@ extension LaneWriter {
 
     /// The open segment, if a cleaning's `bytes` fit into it; rolls for them. Not sure: other mail may come between.
     mutating func segment(withRoomFor bytes: Int64, at now: Instant) -> SegmentID? {
-        let wanted = bytes + bytes / 8 + Int64(16 * ByteCount.kibi)
+        let wanted = Self.room(for: bytes)
         let size = Int64(configuration.segmentSize)
         if let full = open, full.offset > 0, full.offset + wanted > size { roll(at: now) }
         results.deliver()

@@ -146,14 +146,22 @@ struct LaneWriter: Sendable {
             // Done where the chunk was begun.
             return true
         case .moved(let message):
-            guard enter(&target, size: message.body.readableBytes + 512, at: now) else { return false }
-            if builder.addMessage(message.envelope, body: message.body, moved: message.from) {
-                items.append(.moved(message))
-            } else {
-                message.batch.fail()
-            }
-            return true
+            return admitMoved(message, to: &target, at: now)
         }
+    }
+
+    private mutating func admitMoved(_ message: MovedMessage, to target: inout UInt32?, at now: Instant) -> Bool {
+        func isElsewhere() -> Bool { message.target.map { $0 != open?.id } ?? false }
+        if !isElsewhere() {
+            guard enter(&target, size: message.body.readableBytes + 512, at: now) else { return false }
+        }
+        // Perhaps that was rolled a moment ago.
+        if isElsewhere() || !builder.addMessage(message.envelope, body: message.body, moved: message.from) {
+            message.batch.fail()
+        } else {
+            items.append(.moved(message))
+        }
+        return true
     }
 
     private mutating func admitCommit(

@@ -87,6 +87,13 @@ struct Recovery {
             if let handle = ledger.handle(of: key.id) { ledger.remove(handle) }
             throw SpoolError(.notWritable, "the copy of segment \(name) cannot be read")
         }
+        do throws(SpoolError) {
+            try decideTaken(key)
+        } catch {
+            // Nothing was handed over: the takeover is tried again.
+            if let handle = ledger.handle(of: key.id) { ledger.remove(handle) }
+            throw error
+        }
         if eventsMayBeLost {
             for index in result.segments.indices {
                 result.segments[index].marks.receptions = 0
@@ -330,6 +337,47 @@ struct Recovery {
     /// above raised the epoch of every source that is not finished.
     private mutating func decideMoved(_ keys: [SegmentKey]) {
         let byID = Dictionary(keys.map { ($0.id, $0) }, uniquingKeysWith: { first, _ in first })
+        let keyless = keyless
+        decideMoved { Self.isAlive($0, byID, keyless) }
+    }
+
+    /// The same for a segment taken over in a cluster, by the sources' keys as they are stored now.
+    private mutating func decideTaken(_ key: SegmentKey) throws(SpoolError) {
+        var alive: [MoveName: Bool] = [:]
+        for segment in result.segments {
+            let known = Set((found[segment.handle] ?? []).map { MoveName(source: $0.source, epoch: $0.epoch) })
+            for moved in segment.moved.values {
+                let move = MoveName(source: moved.source, epoch: moved.drainEpoch)
+                if known.contains(move) || alive[move] != nil { continue }
+                alive[move] = try isAlive(move, in: key.id)
+            }
+        }
+        decideMoved { alive[MoveName(source: $0.source, epoch: $0.drainEpoch)] ?? true }
+    }
+
+    /// A move that is still open is made void on the source's key, in competition with its commit: so nothing in the target waits
+    /// for the source's drainer, and neither can do otherwise later.
+    private mutating func isAlive(_ move: MoveName, in target: SegmentID) throws(SpoolError) -> Bool {
+        for _ in 0..<SpoolLimits.moveReads {
+            let source = try registry.read(move.source)
+            switch MoveFate(of: source, epoch: move.epoch, target: target) {
+            case .live: return true
+            case .void: return false
+            case .gone:
+                note(
+                    "segment \(SegmentName(target)) holds messages of \(SegmentName(move.source)), which is gone, and does not say "
+                        + "what became of them: they count, and may be sent twice")
+                return true
+            case .open:
+                guard var void = source else { return true }
+                void.targetVoid = true
+                if case .committed = try registry.store(void) { return false }
+            }
+        }
+        throw SpoolError(.registryFailed, "the key of segment \(SegmentName(move.source)) changes all the time")
+    }
+
+    private mutating func decideMoved(_ isAlive: (MovedFrom) -> Bool) {
         for index in result.segments.indices {
             var segment = result.segments[index]
             var fresh: Set<SegmentID> = []
@@ -337,7 +385,7 @@ struct Recovery {
                 let known = found[segment.handle]?.last {
                     $0.source == moved.source && $0.epoch == moved.drainEpoch
                 }
-                let alive = known?.alive ?? isAlive(moved, byID)
+                let alive = known?.alive ?? isAlive(moved)
                 if known == nil, fresh.insert(moved.source).inserted {
                     result.decisions.append((segment.handle, moved.source, moved.drainEpoch, alive))
                 }
@@ -355,7 +403,9 @@ struct Recovery {
         }
     }
 
-    private func isAlive(_ moved: MovedFrom, _ keys: [SegmentID: SegmentKey]) -> Bool {
+    private static func isAlive(
+        _ moved: MovedFrom, _ keys: [SegmentID: SegmentKey], _ keyless: Set<SegmentID>
+    ) -> Bool {
         // Registry lost: the source's file is there, so that its message is.
         if keyless.contains(moved.source) { return false }
         guard let source = keys[moved.source] else {

@@ -32,6 +32,8 @@ package struct SegmentKey: Hashable, Sendable {
     package var drainEpoch: UInt64
     /// Where a cleaning moves its live messages (PROTOCOL C2 i).
     package var target: SegmentID?
+    /// What was moved there never counts: this cleaning was given up (docs/decisions/0007).
+    package var targetVoid = false
     /// Members whose outcome log may lag: no promise is asked of them, and they may not take over (PROTOCOL P1, P2).
     package var stale: [EnsembleMember] = []
     /// Becomes a member once it has everything (PROTOCOL C1).

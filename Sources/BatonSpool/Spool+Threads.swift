@@ -77,7 +77,7 @@ extension Spool {
             if (now - last).nanoseconds >= interval {
                 last = now
                 keeper.withLock { $0.tick(at: now) }
-                if cluster == nil { stepCleaning(at: now) }
+                if cluster == nil { stepCleaning(at: now) } else { stepMoving(at: now) }
             }
             if !shared.mayAppend.load(ordering: .relaxed), shared.prepared.withLock({ $0 != nil }) {
                 laneMailbox.deliver(CollectionOfOne(.leave))
@@ -198,7 +198,7 @@ extension Spool {
         tickOutcomes(at: now)
         keeper.withLock { $0.tick(at: now) }
         pump()
-        if cluster == nil { stepCleaning(at: now) }
+        if cluster == nil { stepCleaning(at: now) } else { stepMoving(at: now) }
         if !shared.mayAppend.load(ordering: .relaxed), shared.prepared.withLock({ $0 != nil }) {
             laneMailbox.deliver(CollectionOfOne(.leave))
         }

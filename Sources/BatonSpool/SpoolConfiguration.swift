@@ -73,6 +73,10 @@ package enum SpoolLimits {
     package static let cleaningPause = TimeSpan.seconds(60)
     /// No segment is cleaned before this age, whatever the budget.
     package static let cleaningAgeMin = TimeSpan.seconds(60)
+    /// Segments that a keeper offers to the cluster for a cleaning at a time.
+    package static let cleaningOffers = 16
+    /// Reads of a source's key by a taker whose change of it found another one, before the takeover is tried again.
+    package static let moveReads = 4
     /// Largest envelope block of a chunk (bytes): one envelope of `Limits.envelopeBytes` with its moved progress.
     package static let envelopeBlockBytes = 2 * Limits.envelopeBytes
     /// Largest body block of a chunk (bytes).

@@ -153,6 +153,8 @@ private func append(_ octets: Int, by settings: PeerSettings) -> PeerMessage {
     }
 }
 
+private func isOpen(_ peer: RawPeer) -> Bool { peer.opened != nil }
+
 @Test func strangersTakeAllHandshakes() async throws {
     try await withNode { node in
         var idle: [RawPeer] = []
@@ -167,7 +169,8 @@ private func append(_ octets: Int, by settings: PeerSettings) -> PeerMessage {
         let end = ContinuousClock.now.advanced(by: .seconds(10))
         while ContinuousClock.now < end {
             let peer = try RawPeer(node.address, settings: TestNode.settings("n1"))
-            if try peer.run(until: { $0.opened != nil }) { return }
+            // By name: as a closure it shares its symbol with the one in the `#expect` above, and that one is called.
+            if try peer.run(until: isOpen) { return }
         }
         Issue.record("nobody is let in any more")
     }

@@ -29,6 +29,36 @@ private let site = Array("a.test".utf8)
         #expect(!permission.mayDot(ref(1), at: start))
     }
 
+    @Test func mailThatWasMovedIsSentOnTheOldPlacesPromises() {
+        let permission = DotPermission()
+        permission.permit(1, until: start + .seconds(100))
+        permission.permit(2, until: start + .seconds(1))
+        permission.permit(3, until: start + .seconds(2))
+        permission.moved(1, to: 2)
+        #expect(permission.mayDot(ref(1), at: start))
+        #expect(!permission.mayDot(ref(1), at: start + .seconds(1)))
+        // And on, with what it brought along.
+        permission.moved(2, to: 3)
+        permission.forget(1)
+        permission.forget(2)
+        #expect(permission.mayDot(ref(1), at: start + .seconds(1)))
+        // Its segment is gone: nobody promises for it.
+        permission.forget(3)
+        #expect(!permission.mayDot(ref(1), at: start) && !permission.mayDot(ref(2), at: start))
+    }
+
+    @Test func placesOfMovedMailAreFreeWhenTheirOutcomesAreSettledInTheNewPlace() {
+        let permission = DotPermission()
+        for _ in 0..<3 { #expect(permission.reserve(site: site, at: start)) }
+        permission.ended(ref(1), site: site, outcomes: 1, at: start)
+        permission.moved(1, to: 2)
+        permission.ended(ref(1), site: site, outcomes: 1, at: start)
+        permission.ended(ref(2), site: site, outcomes: 1, at: start)
+        #expect(permission.taken == 3)
+        permission.settled(2, outcomes: 3)
+        #expect(permission.taken == 0)
+    }
+
     @Test func moreThanTheWindowOfOneSiteIsOut() {
         let permission = DotPermission()
         for _ in 0..<WindowLimits.site { #expect(permission.reserve(site: site, at: start)) }

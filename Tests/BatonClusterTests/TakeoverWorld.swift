@@ -32,6 +32,8 @@ struct TakeoverWorld {
         var pausedUntil = Instant.epoch
         var nextIndex: UInt64 = 0
         var writing: SegmentID?
+        /// What other members said of moves into a segment that is being taken over.
+        var gathered: [SegmentID: [MovedCopies: Bool]] = [:]
     }
 
     enum Delivery {
@@ -54,6 +56,9 @@ struct TakeoverWorld {
     var takeovers = 0
     var faults: [String] = []
     var violations: [String] = []
+    var moves = Moves()
+    /// Nodes die at moments that are rare.
+    var aims = true
     let names: [NodeID]
 
     init(seed: UInt64, nodes: Int = 3) {
@@ -145,6 +150,7 @@ struct TakeoverWorld {
             send(.reported(id, epoch: said, report, from: run), from: node, to: other)
         case .fetchOutcomes(let id, let epoch, let member, _):
             let there = machines[member.node]?.isUp == true && !cut.contains([member.node, node])
+            if there { gather(id, from: member.node, at: node) }
             answer(.outcomesFetched(id, epoch: epoch, member, complete: there), to: node)
         case .repair(let id, let epoch, let member, _, let upTo):
             let source = machines[member.node]?.copies[id]?.end ?? 0
@@ -154,16 +160,10 @@ struct TakeoverWorld {
             }
             answer(.repaired(id, epoch: epoch, complete: source >= upTo), to: node)
         case .mend(let id, let epoch, _, _, _): answer(.mended(id, epoch: epoch, .nowhere), to: node)
-        case .adopt(let key):
-            machines[node]?.adopted[key.id] = key.drainEpoch
-            machines[node]?.read[key.id] = machine.copies[key.id]?.end ?? 0
-            machines[node]?.copies[key.id, default: Copy()].logs[key.drainEpoch] = (8, 8)
-            takeovers += 1
-            if let end = key.sealedAt, end < acked[key.id] ?? 0 {
-                violations.append("\(key.id) sealed at \(end), acknowledged \(acked[key.id] ?? 0)")
-            }
-            answer(.adopted(key.id, epoch: key.drainEpoch, success: true), to: node)
-            answer(.outcomesAdvanced(key.id, epoch: key.drainEpoch, end: 8, synced: 8), to: node)
+        case .adopt(let key): adopt(key, at: node)
+        case .move(let key): move(key, by: node)
+        case .settleMove(let id, let epoch, let target, let alive):
+            settle(id, epoch, into: target, alive: alive, by: node)
         case .permit(let id, let until): machines[node]?.permits[id] = until
         case .sendOutcomes(let id, let epoch, let member, let from, let upTo):
             send(outcomes: id, epoch, from, upTo, of: node, to: member.node)
@@ -237,7 +237,7 @@ struct TakeoverWorld {
         answer(.control(request, lost || chance(2) ? .unknown : result), to: node)
     }
 
-    private mutating func apply(_ request: ControlRequest) -> ControlAnswer {
+    mutating func apply(_ request: ControlRequest) -> ControlAnswer {
         switch request {
         case .list:
             let nodes = registered.map { NodeRecord(node: $0, incarnation: $1.run.incarnation, disk: $1.disk) }
@@ -261,6 +261,7 @@ struct TakeoverWorld {
             var stored = key
             stored.revision = revision
             keys[key.id] = stored
+            noteCommit(of: stored, over: current)
             return .committed(stored)
         case .remove(let key):
             guard keys[key.id]?.revision == key.revision else { return .refused(keys[key.id], condition: false) }
@@ -309,6 +310,7 @@ struct TakeoverWorld {
         if now.nanoseconds / 10_000_000 % 10 == Int64(node.value % 10) { give(node, .tick) }
         write(node)
         deliver(node)
+        offer(node)
     }
 
     /// A writer: a segment registered with the next node as backup, acknowledged while both may take it, sealed after a while.
@@ -351,7 +353,7 @@ struct TakeoverWorld {
         }
     }
 
-    private mutating func sealOwn(_ id: SegmentID, _ node: NodeID) {
+    mutating func sealOwn(_ id: SegmentID, _ node: NodeID) {
         guard var key = keys[id], !cut.contains([node]), now >= planeDownUntil, let run = machines[node]?.run,
             key.drainer == run
         else { return }
@@ -375,7 +377,7 @@ struct TakeoverWorld {
             if chance(30) { log.synced = log.memory }
             machines[node]?.copies[id, default: Copy()].logs[epoch] = log
             give(node, .outcomesAdvanced(id, epoch: epoch, end: log.memory, synced: log.synced))
-            if log.memory >= 200, keys[id]?.sealedAt != nil {
+            if log.memory >= 200, keys[id]?.sealedAt != nil, machine.state.cleaning?.target != id {
                 machines[node]?.copies[id]?.logs[epoch]?.synced = log.memory
                 give(node, .outcomesAdvanced(id, epoch: epoch, end: log.memory, synced: log.memory))
                 give(node, .drained(id))
@@ -387,6 +389,8 @@ struct TakeoverWorld {
 
     /// P2: the drainer's copy failed or is short, and every other is stale: only `forget` unlocks it.
     func waitsForAnOperator(_ key: SegmentKey) -> Bool {
+        // What was moved into such a segment is not settled.
+        if let target = key.target.flatMap({ keys[$0] }), waitsForAnOperator(target) { return true }
         guard let copy = machines[key.drainer.node]?.copies[key.id] else { return false }
         return copy.hasFailed && key.ensemble.allSatisfy { $0.node == key.drainer.node || key.stale.contains($0) }
     }

@@ -1,6 +1,7 @@
 // The configuration file: every kind of error with its place, defaults, explain, reload, and the documentation's table.
 import BatonCore
 import BatonModel
+import BatonSpool
 import Foundation
 import Testing
 
@@ -226,7 +227,7 @@ private let sample = """
       - { domain: "*.internal.test", next_hop: "lmtp+unix:/run/mda.sock" }
       - { domain: "*", next_hop: "smtp://relay.provider.example:587" }
     queue:     { retry: { first: 5m, factor: 2, max: 4h, jitter: 0.2 }, expire_after: 5d, ndr_expire_after: 2d, delay_notice_after: 3h }
-    spool:     { segment_size: 64MiB, sync: true, compression: off, min_free: 2GiB }
+    spool:     { segment_size: 64MiB, sync: true, compression: off, min_free: 2GiB, cleaning_budget: 8GiB }
     events:    { retention: 7d, max_size: 20GiB }
     admin:     { address: "127.0.0.1:8025" }
     """
@@ -243,6 +244,7 @@ private let sample = """
     #expect(configuration.sites[1].name == "slow.example")
     #expect(configuration.sites[1].retry.first == .minutes(30))
     #expect(configuration.spool.compression == .off)
+    #expect(configuration.spoolSettings.cleaningBudget == 8 << 30)
     #expect(configuration.queue.delayNoticeAfter == .hours(3))
     #expect(configuration.route(for: Domain("Example.TEST"))?.nextHop.description == "smtp://127.0.0.1:2600")
     #expect(configuration.route(for: Domain("a.b.internal.test"))?.nextHop.kind == .lmtpUnix)

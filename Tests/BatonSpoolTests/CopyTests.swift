@@ -187,6 +187,8 @@ private final class Heir: Sendable {
         func keyChanged(_ key: SegmentKey) {}
         func drained(_ id: SegmentID) { drained.withLock { $0.append(id) } }
         func damaged(_ chunk: DamagedChunk) {}
+        func cleanable(_ ids: [SegmentID], into target: SegmentID) {}
+        func moved(_ id: SegmentID, epoch: UInt64, landed: Bool) {}
     }
 
     let spool: Spool

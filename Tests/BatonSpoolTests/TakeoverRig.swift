@@ -113,15 +113,26 @@ final class News: SegmentNews, CopyNews {
         var damaged: [DamagedChunk] = []
         var keys: [SegmentKey] = []
         var epochs: [SegmentID: [UInt64]] = [:]
+        var offers: [(ids: [SegmentID], target: SegmentID)] = []
+        var moved: [(id: SegmentID, epoch: UInt64, landed: Bool)] = []
+        /// Fdatasync'ed octets of the present epoch's log.
+        var synced: [SegmentID: Int64] = [:]
     }
     let state = Mutex(State())
 
     func outcomesAdvanced(_ id: SegmentID, epoch: UInt64, end: Int64, synced: Int64, taken: Int) {
-        state.withLock { $0.epochs[id, default: []].append(epoch) }
+        state.withLock { state in
+            state.epochs[id, default: []].append(epoch)
+            state.synced[id] = synced
+        }
     }
     func keyChanged(_ key: SegmentKey) { state.withLock { $0.keys.append(key) } }
     func drained(_ id: SegmentID) { state.withLock { $0.drained.append(id) } }
     func damaged(_ chunk: DamagedChunk) { state.withLock { $0.damaged.append(chunk) } }
+    func cleanable(_ ids: [SegmentID], into target: SegmentID) { state.withLock { $0.offers.append((ids, target)) } }
+    func moved(_ id: SegmentID, epoch: UInt64, landed: Bool) {
+        state.withLock { $0.moved.append((id, epoch, landed)) }
+    }
     func logSynced(_ id: SegmentID, epoch: UInt64, memory: Int64, synced: Int64) {}
     var drained: [SegmentID] { state.withLock { $0.drained } }
 }

@@ -171,6 +171,15 @@ struct ClusterDriver: Sendable {
             guard let length = key.sealedAt else { return }
             copies.begin(key, to: joiner, length: length)
             advanceCopy(key.id)
+        case .move(let key): runtime.takeovers.deliver(CollectionOfOne(.move(key)))
+        case .settleMove(let id, let epoch, let target, let alive):
+            // From here on the members of the target promise for what was moved (P1). At once: the source is forgotten by the next
+            // action, and with it what leads to it from segments that were moved into it before.
+            if alive, let old = parts?.handle(id), let new = parts?.handle(target) {
+                runtime.permission.moved(old, to: new)
+            }
+            runtime.takeovers.deliver(
+                CollectionOfOne(.settleMove(id, epoch: epoch, into: target, alive: alive)))
         case .askFinished(let id, let epoch, let node):
             _ = transport.send([.finished(Finished(segment: id, epoch: epoch))], to: node)
         case .answerUnlinked(let id, let epoch, let node):

@@ -124,6 +124,8 @@ private struct SegmentValue: Codable {
     var stale: [Member]
     var joining: Member?
     var target: [String]?
+    /// Absent unless true.
+    var targetVoid: Bool?
     var former: [Member]
     var finishedEpoch: UInt64
 }
@@ -143,7 +145,8 @@ package enum ClusterCodec {
                 drainerIncarnation: SegmentName.hex(key.drainer.incarnation.value), drainEpoch: key.drainEpoch,
                 stale: key.stale.map(SegmentValue.Member.init), joining: key.joining.map(SegmentValue.Member.init),
                 target: key.target.map { [$0.writer.value, $0.incarnation.value, $0.index].map(SegmentName.hex) },
-                former: key.former.map(SegmentValue.Member.init), finishedEpoch: key.finishedEpoch))
+                targetVoid: key.targetVoid ? true : nil, former: key.former.map(SegmentValue.Member.init),
+                finishedEpoch: key.finishedEpoch))
     }
 
     /// Nil for anything that `encode` cannot have written.
@@ -167,6 +170,7 @@ package enum ClusterCodec {
         key.joining = value.joining?.member
         key.former = value.former.compactMap(\.member)
         key.target = value.target.flatMap { segmentID(of: $0) }
+        key.targetVoid = value.targetVoid ?? false
         key.finishedLength = state == .finished ? value.length : 0
         key.finishedEpoch = value.finishedEpoch
         key.revision = UInt64(entry.modified)

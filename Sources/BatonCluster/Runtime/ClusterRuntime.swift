@@ -127,6 +127,8 @@ package final class ClusterRuntime: Sendable {
     enum TakeoverWork: Sendable {
         case adopt(Adoption)
         case release(SegmentID)
+        case move(SegmentKey)
+        case settleMove(SegmentID, epoch: UInt64, into: SegmentID, alive: Bool)
     }
 
     package init(
@@ -266,14 +268,30 @@ package final class ClusterRuntime: Sendable {
 
     private func runTakeovers() {
         while let batch = takeovers.take(limit: 1) {
-            guard let spool = partsIfBound?.spool else { return }
+            guard let parts = partsIfBound else { return }
+            let spool = parts.spool
             for work in batch {
                 switch work {
                 case .release(let id): tell(.unlinked(id, gone: spool.release(id)))
                 case .adopt(let adoption): adopt(adoption, by: spool)
+                case .move(let key):
+                    if !spool.move(key) { tell(.moved(key.id, epoch: key.drainEpoch, landed: false)) }
+                case .settleMove(let id, let epoch, let target, let alive):
+                    settleMove(of: id, epoch, into: target, alive: alive, parts)
                 }
             }
         }
+    }
+
+    private func settleMove(
+        of id: SegmentID, _ epoch: UInt64, into target: SegmentID, alive: Bool, _ parts: ClusterParts
+    ) {
+        let end = parts.spool.settleMove(of: id, epoch: epoch, into: target, alive: alive)
+        logger.log(
+            level: alive ? .info : .notice,
+            alive ? "cluster: segment cleaned" : "cluster: a cleaning came to nothing",
+            metadata: ["segment": "\(SegmentName(id))", "into": "\(SegmentName(target))"])
+        tell(.moveSettled(id, epoch: epoch, end: end))
     }
 
     private func adopt(_ adoption: Adoption, by spool: any SegmentDraining) {
@@ -314,6 +332,10 @@ extension ClusterRuntime: SegmentNews, CopyNews {
     package func drained(_ id: SegmentID) { tell(.drained(id)) }
 
     package func damaged(_ chunk: DamagedChunk) { mailbox.deliver(CollectionOfOne(.run { $0.damaged(chunk) })) }
+
+    package func cleanable(_ ids: [SegmentID], into target: SegmentID) { tell(.cleanable(ids, into: target)) }
+
+    package func moved(_ id: SegmentID, epoch: UInt64, landed: Bool) { tell(.moved(id, epoch: epoch, landed: landed)) }
 
     package func logSynced(_ id: SegmentID, epoch: UInt64, memory: Int64, synced: Int64) {
         guard let node = drainers.withLock({ $0[id] }) else { return }

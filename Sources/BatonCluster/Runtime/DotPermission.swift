@@ -24,12 +24,16 @@ package final class DotPermission: DotPermitting {
 
     private struct State: Sendable {
         var until: [UInt32: Instant] = [:]
+        /// Segments whose mail was moved, and where to: their references live on.
+        var moved: [UInt32: UInt32] = [:]
         var taken = 0
         var sites: [[UInt8]: Int] = [:]
         /// Transactions that ended, by segment, in the order in which their outcomes are recorded.
         var unsettled: [UInt32: Deque<Place>] = [:]
         var refused = false
         var wakes: [@Sendable () -> Void] = []
+
+        func place(of handle: UInt32) -> UInt32 { moved[handle] ?? handle }
 
         mutating func free(_ site: [UInt8]) {
             taken -= 1
@@ -64,10 +68,23 @@ package final class DotPermission: DotPermitting {
         }
     }
 
+    /// All that is alive in a segment was moved into another: its members promise for it from now on, and outcomes are written there.
+    /// Before the segment is forgotten.
+    package func moved(_ handle: UInt32, to target: UInt32) {
+        state.withLock { state in
+            // Chains are never longer than one step.
+            for (old, place) in state.moved where place == handle { state.moved[old] = target }
+            state.moved[handle] = target
+            state.until[handle] = nil
+            state.unsettled[target, default: []] += state.unsettled.removeValue(forKey: handle) ?? []
+        }
+    }
+
     /// The segment is drained by somebody else, or gone: nothing of it will be settled here.
     package func forget(_ handle: UInt32) {
         wake { state in
             state.until[handle] = nil
+            state.moved = state.moved.filter { $0.value != handle }
             for place in state.unsettled.removeValue(forKey: handle) ?? [] { state.free(place.site) }
         }
     }
@@ -114,13 +131,13 @@ package final class DotPermission: DotPermitting {
     }
 
     package func mayDot(_ message: StoredMessageRef, at now: Instant) -> Bool {
-        state.withLock { state in state.until[message.segment].map { $0 > now } ?? false }
+        state.withLock { state in state.until[state.place(of: message.segment)].map { $0 > now } ?? false }
     }
 
     package func ended(_ message: StoredMessageRef, site: [UInt8], outcomes: Int, at now: Instant) {
         if outcomes > 0 {
             return state.withLock { state in
-                state.unsettled[message.segment, default: []].append(
+                state.unsettled[state.place(of: message.segment), default: []].append(
                     Place(site: site, outcomes: outcomes, endedAt: now))
             }
         }

@@ -89,6 +89,8 @@ struct DrainedSegment: Hashable, Sendable {
     /// How often the present joiner was given everything, or could not be.
     var copyTries = 0
     var retryAt = Instant.epoch
+    /// Targets of its cleanings in this epoch. None is taken twice: the copies of both would have the same name.
+    var cleanedInto: [SegmentID] = []
 
     init(epoch: UInt64, isWritten: Bool, former: Drainer?, phase: Phase, notBefore: Instant) {
         self.epoch = epoch

@@ -7,7 +7,7 @@ extension TakeoverState {
     /// At most one change per segment is under way; each is decided anew from the key as it is known.
     mutating func tickChanges(_ id: SegmentID) {
         guard let drain = drains[id], drain.phase == .ready, let key = registry.keys[id], key.drainer == me,
-            !registry.isBusy(id)
+            !registry.isBusy(id), !isMoving(id)
         else { return }
         if let silent = dueStale(drain, key) {
             return change(id) { $0.stale.append(silent) }
@@ -131,7 +131,7 @@ extension TakeoverState {
                 actions.append(.unlink(id))
             }
         } else if missing.isEmpty {
-            if !registry.isBusy(id) { remove(key) }
+            if !registry.isBusy(id), mayRemove(key) { remove(key) }
         } else {
             for other in missing { actions.append(.askFinished(id, epoch: key.drainEpoch, of: other.node)) }
         }

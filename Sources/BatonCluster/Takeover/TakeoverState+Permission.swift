@@ -67,7 +67,7 @@ extension TakeoverState {
 
     /// Until when a dot may go: every partner's promise; the own lease plays no part.
     func permission(_ id: SegmentID, _ drain: DrainedSegment) -> Instant? {
-        guard drain.phase == .ready, now >= drain.notBefore, drain.endingSince == nil else { return nil }
+        guard drain.phase == .ready, now >= drain.notBefore, drain.endingSince == nil, !isMoving(id) else { return nil }
         var until = Instant.distantFuture
         for other in partners(id) { until = min(until, drain.peers[other]?.promiseUntil ?? .epoch) }
         return until > now ? until : nil

@@ -38,6 +38,8 @@ package struct TakeoverState: StateMachine {
     private var removing = Table<SegmentID, Bool>()
     var orphanedSince = Table<SegmentID, Instant>()
     var incarnations = Table<NodeID, Incarnation>()
+    /// At most one at a time.
+    var cleaning: SegmentCleaning?
 
     var registered = false
     var stopped = false
@@ -104,6 +106,9 @@ package struct TakeoverState: StateMachine {
         case .drained(let id):
             drains[id]?.drained = true
             tickChanges(id)
+        case .cleanable(let ids, let target): beginCleaning(ids, into: target)
+        case .moved(let id, let epoch, let landed): moved(id, epoch, landed)
+        case .moveSettled(let id, let epoch, let end): moveSettled(id, epoch, end)
         case .finishedAsked(let id, let peer): confirm(id, to: peer)
         case .unlinked(let id, let gone): unlinked(id, gone)
         case .unlinkedElsewhere(let id, let disk, let peer): confirmed(id, disk, by: peer)
@@ -160,6 +165,8 @@ package struct TakeoverState: StateMachine {
             tickChanges(id)
             tell(id)
         }
+        tickCleaning()
+        clearTargets()
         tickFinishing()
         for id in confirming.keys { read(id) }
         promises.prune(before: now)
@@ -231,6 +238,8 @@ package struct TakeoverState: StateMachine {
         let before = registry.keys[key.id]?.drainer
         guard registry.learn(key) else { return }
         let mine = key.drainer == me
+        // Before its files are asked to go: references lead to the copies by then.
+        learnMove(key)
         if let drain = drains[key.id], !mine || drain.epoch != key.drainEpoch { dropDrain(key.id) }
         if mine, drains[key.id] == nil { beginDrain(key, former: before == me ? nil : before) }
         if key.state == .finished {
@@ -260,6 +269,7 @@ package struct TakeoverState: StateMachine {
     /// The key is gone: the segment was finished, and all members had confirmed (C3).
     mutating func absent(_ id: SegmentID) {
         registry.forget(id)
+        moveGone(id)
         finishing[id] = nil
         if drains[id] != nil { dropDrain(id) }
         if confirming[id] != nil { confirmRead(id) }

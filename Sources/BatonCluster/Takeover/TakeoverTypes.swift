@@ -51,6 +51,12 @@ package enum TakeoverEvent: Hashable, Sendable {
     case keyStored(SegmentKey)
     /// Nothing is open in it, everything synced here (C3).
     case drained(SegmentID)
+    /// Segments of the spool that a cleaning would make room of, and its open one (C2).
+    case cleanable([SegmentID], into: SegmentID)
+    /// What was moved stands in the target, on all its members; or not all of it.
+    case moved(SegmentID, epoch: UInt64, landed: Bool)
+    /// The target's log says what became of the move, up to `end`; nil: not yet.
+    case moveSettled(SegmentID, epoch: UInt64, end: Int64?)
     case finishedAsked(SegmentID, from: Drainer)
     case unlinked(SegmentID, gone: Bool)
     case unlinkedElsewhere(SegmentID, disk: UInt64, from: Drainer)
@@ -80,6 +86,10 @@ package enum TakeoverAction: Hashable, Sendable {
     case settled(SegmentID, epoch: UInt64, upTo: Int64)
     /// Give the joining member the segment's chunks (C1).
     case copy(SegmentKey, to: EnsembleMember)
+    /// Copy what is alive in it to the key's target, held for the key's epoch; answered by `moved`.
+    case move(SegmentKey)
+    /// Write the decision into the target's log; answered by `moveSettled`.
+    case settleMove(SegmentID, epoch: UInt64, into: SegmentID, alive: Bool)
     case askFinished(SegmentID, epoch: UInt64, of: NodeID)
     case answerUnlinked(SegmentID, epoch: UInt64, to: NodeID)
     /// The file and its logs go, the spool's hold on it too where it has one; answered by `unlinked`.
@@ -122,6 +132,11 @@ package struct TakeoverTiming: Hashable, Sendable {
     package var takeovers = 4
     /// Copies under way at a time.
     package var copies = 1
+    /// A cleaning that is not committed by then is given up: its source's mail waits meanwhile.
+    package var cleaning = TimeSpan.seconds(10)
+    /// Cleanings of a segment that may come to nothing; each needs another target.
+    package var cleanings = 3
+    package var settleRetry = TimeSpan.seconds(2)
     /// Changes, reads and removals of keys under way at a time, each: all three together are below what one channel to the
     /// control plane holds (1,024), so that listings and the lease always find a place.
     package var requests = 256

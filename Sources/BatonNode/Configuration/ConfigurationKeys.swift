@@ -68,6 +68,7 @@ enum ConfigurationKeys {
         .init("spool.sync", \.spool.sync, .boolean),
         .init("spool.compression", \.spool.compression, .word),
         .init("spool.min_free", \.spool.minFree, .size(0...1024 * tera)),
+        .init("spool.cleaning_budget", \.spool.cleaningBudget, .size(0...1024 * tera)),
         .init("events.retention", \.events.retention, .duration(.minutes(1) ... .days(3650))),
         .init("events.max_size", \.events.maxSize, .size(1 << 20...1024 * tera)),
         .init("admin.address", \.admin.address, .endpoint(0...65535)),

@@ -228,6 +228,8 @@ package struct SpoolSection: Sendable {
     package var compression = Compression.auto
     /// Bytes.
     package var minFree = 2 * ByteCount.gibi
+    /// Bytes.
+    package var cleaningBudget = 16 * ByteCount.gibi
 }
 
 /// `events:`

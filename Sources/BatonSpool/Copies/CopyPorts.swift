@@ -188,6 +188,12 @@ package protocol SegmentNews: AnyObject, Sendable {
     /// A chunk of a drained segment is damaged here: the other members are to be asked for it. Said again at each read of it, until
     /// `SegmentDraining.ended` tells how that went.
     func damaged(_ chunk: DamagedChunk)
+    /// Old segments with little mail in them, the least first, each of which has room in the open one (PROTOCOL C2). Said again from
+    /// time to time while there are such and none is being cleaned.
+    func cleanable(_ ids: [SegmentID], into target: SegmentID)
+    /// The messages that `move` began to copy stand in the target, acknowledged by all its members, and everything else of the
+    /// source may go; or not all of them, and the cleaning has to be given up. Once for each `move` that answered true.
+    func moved(_ id: SegmentID, epoch: UInt64, landed: Bool)
 }
 
 /// The spool as the cluster uses it.
@@ -200,6 +206,13 @@ package protocol SegmentDraining: Sendable {
     func release(_ id: SegmentID) -> Bool
     /// Nothing more is acknowledged in an own open segment: another node has sealed it.
     func stopWriting(_ id: SegmentID)
+    /// Copies what is alive in a segment of this node into `key.target`, its open one, held for the key's drain epoch; `moved` tells
+    /// the end. False where nothing of it was begun. Reads up to a quarter of the segment: blocking; on the takeover thread.
+    func move(_ key: SegmentKey) -> Bool
+    /// What the source's key has decided of a move (PROTOCOL C2 iv): it goes into the target's log; references lead to the copies, or
+    /// the copies are dead. May be repeated. The end of the target's log behind the decision, 0 where there is nothing to decide, nil
+    /// if it is to be asked again. Blocking; on the takeover thread.
+    func settleMove(of id: SegmentID, epoch: UInt64, into target: SegmentID, alive: Bool) -> Int64?
     /// The segment behind a message reference, as given in `AdoptionReport.handle` or by the lane.
     func segment(of handle: UInt32) -> SegmentID?
     /// The answer to `SegmentNews.damaged`. Any thread.

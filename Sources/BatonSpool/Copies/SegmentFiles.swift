@@ -52,12 +52,11 @@ struct SegmentFiles {
 
     /// All `entries`, and up to where their marks say that the segment was acknowledged.
     func gathered() throws(DiskError) -> (octets: ByteBuffer, ackedOffset: Int64) {
-        let (records, marks) = try union(with: [])
+        let known = try union(with: [])
         let seed = OutcomeFormat.header(name.id).seed
         var all = ByteBuffer()
-        for record in records { OutcomeFormat.write(.outcome(record), seed: seed, into: &all) }
-        if marks != OutcomeMarks() { OutcomeFormat.write(.marks(marks), seed: seed, into: &all) }
-        return (all, marks.ackedOffset)
+        for entry in known.entries { OutcomeFormat.write(entry, seed: seed, into: &all) }
+        return (all, known.marks.ackedOffset)
     }
 
     /// The entries of `octets`, as another member sent them; what cannot be read is passed over.
@@ -69,27 +68,49 @@ struct SegmentFiles {
         return found
     }
 
-    /// The union of the logs here and of `others`, each entry once: the beginning of the log of a new drain epoch.
-    func union(with others: [ByteBuffer]) throws(DiskError) -> (entries: [OutcomeRecord], marks: OutcomeMarks) {
-        var seen: Set<OutcomeRecord> = []
-        var records: [OutcomeRecord] = []
+    /// What the logs of a segment say, each thing once.
+    struct Known {
+        var outcomes: [OutcomeRecord] = []
+        /// What became of cleanings that moved messages here (PROTOCOL C2 iv).
+        var decisions: [MoveName: Bool] = [:]
         var marks = OutcomeMarks()
+
+        /// As a log says it. Decisions first: they say which of the outcomes' messages there are.
+        var entries: [OutcomeEntry] {
+            let named = decisions.sorted { Self.order($0.key) < Self.order($1.key) }
+            return named.map { .heldDecision(source: $0.key.source, drainEpoch: $0.key.epoch, alive: $0.value) }
+                + outcomes.map { .outcome($0) } + (marks == OutcomeMarks() ? [] : [.marks(marks)])
+        }
+
+        private static func order(_ move: MoveName) -> (UInt64, UInt64, UInt64, UInt64) {
+            (move.source.writer.value, move.source.incarnation.value, move.source.index, move.epoch)
+        }
+    }
+
+    /// The union of the logs here and of `others`, each entry once: the beginning of the log of a new drain epoch.
+    func union(with others: [ByteBuffer]) throws(DiskError) -> Known {
+        var seen: Set<OutcomeRecord> = []
+        var known = Known()
         func take(_ entry: OutcomeEntry) {
             switch entry {
-            case .outcome(let record): if seen.insert(record).inserted { records.append(record) }
+            case .outcome(let record): if seen.insert(record).inserted { known.outcomes.append(record) }
             case .marks(let found):
                 // Only what says how much was acknowledged: offsets in other logs say nothing in this one.
-                marks.ackedOffset = max(marks.ackedOffset, found.ackedOffset)
-                marks.ackedMessages = max(marks.ackedMessages, found.ackedMessages)
-                marks.receptions = max(marks.receptions, found.receptions)
-            case .drainer, .heldDecision: break
+                known.marks.ackedOffset = max(known.marks.ackedOffset, found.ackedOffset)
+                known.marks.ackedMessages = max(known.marks.ackedMessages, found.ackedMessages)
+                known.marks.receptions = max(known.marks.receptions, found.receptions)
+            case .heldDecision(let source, let epoch, let alive):
+                // There is one word for each move; were there two, better twice than never.
+                let move = MoveName(source: source, epoch: epoch)
+                known.decisions[move] = alive || known.decisions[move] == true
+            case .drainer: break
             }
         }
         for epoch in try logEpochs() {
             _ = try OutcomeLog.read(logPath(epoch: epoch), segment: name.id, from: disk) { entry, _ in take(entry) }
         }
         for octets in others { for entry in decode(octets) { take(entry) } }
-        return (records, marks)
+        return known
     }
 
     // MARK: Going

@@ -68,6 +68,11 @@ extension Spool: SegmentDraining {
         outcomes.withLock { writer in
             for (handle, log) in found.logs { writer.logs[handle] = log }
             for (handle, epoch) in found.epochs { writer.epochs[handle] = epoch }
+            // Before anything of the segment is told to the cluster: what it then calls synced includes them (PROTOCOL C2 v).
+            for move in found.decisions {
+                writer.append(
+                    .heldDecision(source: move.source, drainEpoch: move.drainEpoch, alive: move.alive), to: move.target)
+            }
         }
         var stream = RecoveryStream(
             disk: directory.disk, path: directory.segmentsPath, ledger: ledger, jobs: receivers.jobs,
@@ -91,7 +96,7 @@ extension Spool: SegmentDraining {
     private func writeUnion(of adoption: Adoption, in files: SegmentFiles, at now: Instant) throws(DiskError) {
         let key = adoption.key
         let path = files.logPath(epoch: key.drainEpoch)
-        let (records, marks) = try files.union(with: adoption.others)
+        let known = try files.union(with: adoption.others)
         // Put into place as a whole: an earlier try of this very takeover may have left outcomes that stand nowhere else.
         let fresh = path + ".new"
         do throws(DiskError) {
@@ -100,8 +105,10 @@ extension Spool: SegmentDraining {
             guard error.errno == ENOENT else { throw error }
         }
         var log = OutcomeLog(path: fresh, id: key.id)
-        for record in records { log.append(.outcome(record), drainer: key.drainer, epoch: key.drainEpoch) }
-        log.append(.marks(marks), drainer: key.drainer, epoch: key.drainEpoch)
+        for entry in known.entries { log.append(entry, drainer: key.drainer, epoch: key.drainEpoch) }
+        if known.marks == OutcomeMarks() {
+            log.append(.marks(known.marks), drainer: key.drainer, epoch: key.drainEpoch)
+        }
         defer { log.close(on: files.disk) }
         _ = try log.flush(on: files.disk, at: now)
         try log.sync(on: files.disk)

@@ -36,7 +36,8 @@ private func tls(_ name: String, folder: String = "", authority: String? = nil) 
     let chunk = ByteBuffer(bytes: (0..<5_000_000).map { UInt8(truncatingIfNeeded: $0 &* 31) })
     let parts = PeerMessage.appends(of: chunk, segment: segment, epoch: 1, offset: 0)
     #expect(one.transport.send(parts, to: two.node))
-    #expect(await eventually { two.recorder.messages.count == everyMessage(by: one.run, to: two.run).count + parts.count })
+    let whole = everyMessage(by: one.run, to: two.run).count + parts.count
+    #expect(await eventually { two.recorder.messages.count == whole })
     var joiner = ChunkJoiner(limit: chunk.readableBytes)
     var joined: ByteBuffer?
     for case .append(let part) in two.recorder.messages.suffix(parts.count) {

@@ -190,7 +190,7 @@ private func append(_ octets: Int, by run: NodeRun, offset: Int = 0) -> PeerMess
     #expect(await eventually { one.isConnected(to: again) })
     one.transport.peers([again.endpoint(revision: 5)])
     #expect(one.transport.send(everyMessage(by: one.run, to: again.run), to: again.node))
-    #expect(await eventually { again.recorder.messages.count == 20 })
+    #expect(await eventually { again.recorder.messages.count == FrameType.allCases.count(where: \.usesCredit) })
     #expect(one.transport.incarnation(of: again.node) == Incarnation(value: 77))
     // Its former run does not come back.
     let ghost = try RawPeer(one.address, settings: two.settings, expecting: one.node)

@@ -82,7 +82,7 @@ func everyMessage(by run: NodeRun, to receiver: NodeRun) -> [PeerMessage] {
     let (one, two) = try await connectedPair()
     for (from, to) in [(one, two), (two, one)] {
         #expect(from.transport.send(everyMessage(by: from.run, to: to.run), to: to.node))
-        #expect(await eventually { to.recorder.messages.count == 20 })
+        #expect(await eventually { to.recorder.messages.count == FrameType.allCases.count(where: \.usesCredit) })
         let loops = to.recorder.state.withLock { $0.loops }
         #expect(loops[.control] == [ObjectIdentifier(TestLoops.control)])
         #expect(loops[.bulk] == [ObjectIdentifier(TestLoops.bulk)])

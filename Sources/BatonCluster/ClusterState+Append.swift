@@ -82,7 +82,12 @@ extension ClusterState {
             for other in missing { send(.create(id), to: other.node) }
         case .registering: register(id)
         case .open:
-            guard let since = segment.waitingSince else { return }
+            guard let since = segment.waitingSince else {
+                // Nothing waits, but outcomes and moves in it need all its members (seed 18218).
+                let isShort = segment.backups.contains { registry.forgotten.contains($0) }
+                if isShort, segment.end > 0, segment.sealAt == nil, !segment.sealSent { replace(id) }
+                return
+            }
             if now - since >= timing.appendDeadline, segment.sealAt == nil, !segment.sealSent { return replace(id) }
             if segment.sealAt == nil, now - segment.sentAt >= timing.retransmit {
                 append.segments[id]?.sentAt = now

@@ -23,7 +23,7 @@ let redGuards: [RemovedGuard] = [
     RemovedGuard(name: "registeredWriter", bit: .registeredWriter, seed: 104),
     RemovedGuard(name: "claimBeforeSeal", bit: .claimBeforeSeal, seed: 1),
     RemovedGuard(name: "oldDrainerGone", bit: .oldDrainerGone, seed: 7),
-    RemovedGuard(name: "persistedSeal", bit: .persistedSeal, seed: 632),
+    RemovedGuard(name: "persistedSeal", bit: .persistedSeal, seed: 758),
     RemovedGuard(name: "unionOfOutcomes", bit: .unionOfOutcomes, seed: 52),
     RemovedGuard(name: "invalidTailNeverAlone", bit: .invalidTailNeverAlone, seed: 43),
     RemovedGuard(name: "newIncarnation", bit: .newIncarnation, seed: 10),

@@ -219,7 +219,6 @@ extension RelayNode {
         current.set(next)
         let settings = next.ingressSettings
         ingress.update(limits: settings.limits, relayFrom: settings.listeners.map(\.relayFrom))
-        destinations.update(next.deliverySettings.routes)
         permits.update(connections: next.delivery.connections)
         for loop in loops {
             loop.dispatcher.update(next.deliverySettings)

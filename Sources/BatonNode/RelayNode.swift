@@ -39,7 +39,6 @@ package final class RelayNode: Sendable {
     let copies: CopyStore?
     package let eventSearch: EventSearch
     let current: CurrentConfiguration
-    let destinations: DestinationNames
     /// Nil in a single node.
     let quota: ClusterPermits?
     let phase = Mutex(NodePhase.starting)
@@ -50,11 +49,10 @@ package final class RelayNode: Sendable {
         configuration: NodeConfiguration, time: SystemTimeSource, logger: Logger, group: MultiThreadedEventLoopGroup,
         directory: DataDirectory, spool: Spool, events: EventLog, gate: SubmissionGate, resolver: UnboundThread,
         permits: NodePermits, loops: [NodeLoop], ingress: Ingress, holds: HoldStore,
-        current: CurrentConfiguration, destinations: DestinationNames, quota: ClusterPermits?, cluster: NodeCluster?,
+        current: CurrentConfiguration, quota: ClusterPermits?, cluster: NodeCluster?,
         copies: CopyStore?
     ) {
         self.quota = quota
-        self.destinations = destinations
         self.cluster = cluster
         self.copies = copies
         self.configuration = configuration
@@ -159,11 +157,9 @@ package final class RelayNode: Sendable {
             configuration.makePartition(index: index, of: count, on: loop, time: time, logger: logger)
         }
         let relay = IntakeRelay(events: events, partitions: partitions, time: time)
-        let destinations = DestinationNames(configuration.deliverySettings.routes)
         let placement = cluster.map { cluster in
             NodePlacement(
-                cluster, spool: spool, queue: relay, spreadRate: Double(cluster.settings.spreadRate),
-                destinations: destinations, time: time)
+                cluster, spool: spool, queue: relay, spreadRate: Double(cluster.settings.spreadRate), time: time)
         }
         let gate = SubmissionGate(spool: placement?.placer ?? spool, events: events, partitions: partitions)
         let permits = NodePermits(connections: configuration.delivery.connections)
@@ -201,8 +197,7 @@ package final class RelayNode: Sendable {
         return RelayNode(
             configuration: configuration, time: time, logger: logger, group: group, directory: directory,
             spool: spool, events: events, gate: gate, resolver: resolver, permits: permits, loops: loops,
-            ingress: ingress, holds: holds, current: current, destinations: destinations,
-            quota: quota, cluster: cluster, copies: copies)
+            ingress: ingress, holds: holds, current: current, quota: quota, cluster: cluster, copies: copies)
     }
 
     /// Binds the listeners: from here on mail is taken. Throws `NodeError`; the caller then stops the node.

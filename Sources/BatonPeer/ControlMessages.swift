@@ -193,26 +193,6 @@ package struct Quota: FramePayload {
     }
 }
 
-/// How much mail its sender takes in from clients, for placement: `u64 messages a minute`.
-package struct Intake: FramePayload {
-    package var perMinute: UInt64
-
-    package static let type = FrameType.intake
-
-    package init(perMinute: UInt64) {
-        self.perMinute = perMinute
-    }
-
-    package var isValid: Bool { perMinute <= PeerLimits.intakeMax }
-
-    func write(into buffer: inout ByteBuffer) { buffer.writeInteger(perMinute, endianness: .little) }
-
-    init?(reading payload: inout ByteBuffer, flags: FrameFlags) {
-        guard let perMinute: UInt64 = payload.readInteger(endianness: .little) else { return nil }
-        self.init(perMinute: perMinute)
-    }
-}
-
 /// An operator's question, passed on: `u64 request   8 u16 n, name   JSON to the end`.
 package struct Query: FramePayload {
     package var request: UInt64

@@ -30,7 +30,6 @@ package enum FrameType: UInt8, CaseIterable, Sendable {
     case promiseAsked = 64
     case promise = 65
     case quota = 80
-    case intake = 81
     case query = 96
     case answer = 97
 
@@ -57,7 +56,6 @@ package enum FrameType: UInt8, CaseIterable, Sendable {
         case .unlinked: 40...40
         case .promiseAsked: 52...(20 + PromiseItem.length * PeerLimits.promiseItems)
         case .promise: 24...(24 + PromiseItem.length * PeerLimits.promiseItems)
-        case .intake: 8...8
         case .quota: 33...(32 + PeerLimits.siteOctets)
         case .query: 11...PeerLimits.queryOctets
         case .answer: 12...PeerLimits.answerOctets
@@ -69,8 +67,7 @@ package enum FrameType: UInt8, CaseIterable, Sendable {
         switch self {
         case .hello, .ready, .ping, .pong, .credit, .goodbye, .error: nil
         case .submit, .submitted, .ask, .create, .created, .append, .durable, .outcome, .recorded, .fetch, .chunk: .bulk
-        case .seal, .sealed, .finished, .unlinked, .promiseAsked, .promise, .quota, .intake, .query, .answer:
-            .control
+        case .seal, .sealed, .finished, .unlinked, .promiseAsked, .promise, .quota, .query, .answer: .control
         }
     }
 

@@ -24,8 +24,6 @@ package enum PeerLimits {
     package static let spanMax = TimeSpan.seconds(60)
     /// Site name of a QUOTA (octets).
     package static let siteOctets = 255
-    /// Messages a minute of an INTAKE.
-    package static let intakeMax: UInt64 = 1 << 40
     /// Name of a QUERY, the whole of its payload, and the payload of its ANSWER (octets).
     package static let queryNameOctets = 256
     package static let queryOctets = 64 * ByteCount.kibi

@@ -29,7 +29,6 @@ package enum PeerMessage: Hashable, Sendable {
     case promiseAsked(PromiseAsked)
     case promise(Promise)
     case quota(Quota)
-    case intake(Intake)
     case query(Query)
     case answer(Answer)
 
@@ -64,7 +63,6 @@ package enum PeerMessage: Hashable, Sendable {
         case .promiseAsked(let payload): payload
         case .promise(let payload): payload
         case .quota(let payload): payload
-        case .intake(let payload): payload
         case .query(let payload): payload
         case .answer(let payload): payload
         }
@@ -102,7 +100,6 @@ package enum PeerMessage: Hashable, Sendable {
         case .promiseAsked: self = .promiseAsked(try Self.read(&rest, flags))
         case .promise: self = .promise(try Self.read(&rest, flags))
         case .quota: self = .quota(try Self.read(&rest, flags))
-        case .intake: self = .intake(try Self.read(&rest, flags))
         case .query: self = .query(try Self.read(&rest, flags))
         case .answer: self = .answer(try Self.read(&rest, flags))
         }

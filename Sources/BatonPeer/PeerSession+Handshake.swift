@@ -91,7 +91,7 @@ extension PeerMessage {
         case .recorded(let recorded): recorded.incarnation == sender.incarnation ? nil : .staleIncarnation
         case .sealed(let sealed): sealed.incarnation == sender.incarnation ? nil : .staleIncarnation
         case .hello, .ready, .ping, .pong, .credit, .goodbye, .error, .submitted, .ask, .outcome, .fetch, .chunk, .seal,
-            .finished, .unlinked, .promiseAsked, .promise, .quota, .intake, .query, .answer:
+            .finished, .unlinked, .promiseAsked, .promise, .quota, .query, .answer:
             nil
         }
     }

@@ -163,7 +163,7 @@ package struct PeerSession: StateMachine {
         case .error(let report): end(.error(code: report.code, text: report.text), into: &actions)
         case .submit, .submitted, .ask, .create, .created, .append, .durable, .outcome, .recorded, .fetch, .chunk,
             .seal,
-            .sealed, .finished, .unlinked, .promiseAsked, .promise, .quota, .intake, .query, .answer:
+            .sealed, .finished, .unlinked, .promiseAsked, .promise, .quota, .query, .answer:
             guard let sender = identity?.run else { throw .unexpected }
             if let violation = message.violation(from: sender) { throw violation }
             if case .submit(let submit) = message, submit.isCompressed, !canCompress { throw .reservedBits }

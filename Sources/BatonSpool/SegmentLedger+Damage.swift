@@ -1,7 +1,6 @@
 // What the ledger knows of messages that were found damaged when they were read.
 import BatonCore
 import BatonModel
-import Synchronization
 
 /// Damage of one segment that reads have met. A message leaves it when it is read intact, its chunk when it is repaired.
 struct ReadDamage: Sendable {
@@ -55,16 +54,4 @@ struct ReadDamage: Sendable {
 extension SegmentLedger.Entry {
     var isDamaged: Bool { damaged || !damage.isEmpty }
     var quarantinedBytes: Int64 { setAsideBytes + damage.bytes }
-}
-
-extension SegmentLedger {
-    /// The entry of this segment, changed; nil where there is none.
-    func change<T: Sendable>(_ handle: UInt32, _ body: (inout Entry) -> T) -> T? {
-        state.withLock { state in
-            guard var entry = state.entries[handle] else { return nil }
-            state.entries[handle] = nil
-            defer { state.entries[handle] = entry }
-            return body(&entry)
-        }
-    }
 }

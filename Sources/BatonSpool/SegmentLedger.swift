@@ -100,12 +100,14 @@ package final class SegmentLedger: Sendable {
         }
     }
 
-    func update(_ handle: UInt32, _ change: (inout Entry) -> Void) {
+    /// Nil where there is no such segment.
+    @discardableResult
+    func update<T: Sendable>(_ handle: UInt32, _ change: (inout Entry) -> T) -> T? {
         state.withLock { state in
-            guard var entry = state.entries[handle] else { return }
+            guard var entry = state.entries[handle] else { return nil }
             state.entries[handle] = nil
-            change(&entry)
-            state.entries[handle] = entry
+            defer { state.entries[handle] = entry }
+            return change(&entry)
         }
     }
 

@@ -26,7 +26,7 @@ extension Spool {
         let known =
             ledger.read(location.segment) { $0.damage.chunk(of: location.record, fragment: part.fragment) } ?? nil
         let chunk = cluster == nil ? nil : known ?? chunk(of: part, location, by: &reader)
-        let found = ledger.change(location.segment) { entry in
+        let found = ledger.update(location.segment) { entry in
             let index = Int(location.record)
             let bytes = index < entry.sizes.count ? Int64(entry.sizes[index]) : 0
             let isNew = entry.damage.add(
@@ -65,7 +65,7 @@ extension Spool {
     /// Read intact: if it was not before, it is well again.
     func intact(_ outcome: BodyReadOutcome, _ part: BodyPart, _ location: MessageLocation) -> BodyReadOutcome {
         guard shared.damagedMessages.load(ordering: .relaxed) > 0 else { return outcome }
-        if ledger.change(location.segment, { $0.damage.remove(location.record, fragment: part.fragment) }) == true {
+        if ledger.update(location.segment, { $0.damage.remove(location.record, fragment: part.fragment) }) == true {
             shared.damagedMessages.subtract(1, ordering: .relaxed)
         }
         return outcome
@@ -76,7 +76,7 @@ extension Spool {
         let handle = ledger.handle(of: chunk.segment)
         switch repair {
         case .repaired:
-            let well = handle.flatMap { ledger.change($0) { $0.damage.repaired(chunk.offset) } } ?? 0
+            let well = handle.flatMap { ledger.update($0) { $0.damage.repaired(chunk.offset) } } ?? 0
             shared.damagedMessages.subtract(well, ordering: .relaxed)
             shared.chunksRepaired.add(1, ordering: .relaxed)
             logger.notice(

@@ -46,7 +46,6 @@ func everyMessage(by run: NodeRun, to receiver: NodeRun) -> [PeerMessage] {
             Quota(
                 verb: .grant, kind: .rate, span: .seconds(30), request: 9, share: 10, amount: 6000,
                 site: Array("example.net".utf8))),
-        .intake(Intake(perMinute: 60)),
         .query(Query(request: 11, name: Array("/api/v1/queue".utf8), json: bytes("{}"))),
         .answer(Answer(request: 11, status: 200, json: bytes("{}"))),
     ]

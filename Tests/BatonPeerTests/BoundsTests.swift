@@ -137,11 +137,6 @@ private func hello(
     #expect(EncodedFrame(.promise(Promise(number: 1, askedAt: .epoch, span: fraction, items: []))) == nil)
 }
 
-@Test func intakeBeyondReason() {
-    #expect(EncodedFrame(.intake(Intake(perMinute: PeerLimits.intakeMax))) != nil)
-    #expect(EncodedFrame(.intake(Intake(perMinute: PeerLimits.intakeMax + 1))) == nil)
-}
-
 @Test func quotaThatContradictsItself() throws {
     func quota(_ verb: Quota.Verb, span: Int64, share: UInt64, amount: UInt64, site: Int = 3) -> PeerMessage {
         .quota(

@@ -74,7 +74,6 @@ let sampleMessages: [PeerMessage] = [
         Quota(
             verb: .grant, kind: .rate, span: .seconds(30), request: 9, share: 10, amount: 6000,
             site: Array("gmail.com".utf8))),
-    .intake(Intake(perMinute: 12_000)),
     .query(Query(request: 11, name: Array("/api/v1/queue".utf8), json: bytes("{}"))),
     .answer(Answer(request: 11, status: 200, json: bytes("{\"total\":1}"))),
 ]
@@ -227,7 +226,6 @@ struct RandomMessages {
                     verb: verb, kind: pick(Quota.Kind.allCases), span: verb == .grant ? span() : .zero,
                     request: random.next(), share: random.next() | 1, amount: amount,
                     site: array(1...PeerLimits.siteOctets)))
-        case .intake: return .intake(Intake(perMinute: random.next() % (PeerLimits.intakeMax + 1)))
         case .query:
             return .query(
                 Query(request: random.next(), name: array(1...PeerLimits.queryNameOctets), json: octets(0...2000)))

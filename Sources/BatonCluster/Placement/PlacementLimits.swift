@@ -6,10 +6,6 @@ package enum PlacementLimits {
     package static let ratedDomains = 16_384
     /// Time constant of the measured rate.
     package static let rateSpan = TimeSpan.seconds(10)
-    /// How far above its fair part a node's intake may be while it keeps all that it may.
-    package static let intakeSlack = 1.25
-    /// Between two INTAKE frames to a node.
-    package static let intakeInterval = TimeSpan.seconds(1)
     /// SUBMITs to one node whose fate is not known, held copies included.
     package static let unanswered = 256
     /// Octets of SUBMITs to one node that wait for their answer.

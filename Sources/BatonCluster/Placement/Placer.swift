@@ -54,14 +54,12 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
     private let transport: any SubmitTransport
     private let time: any TimeSource
     private let counts: PlacementCounts
-    private let destination: @Sendable (Domain) -> UInt64
 
-    /// `local`: this node's own way to its disk, with its admission. `held` stands between the spool and the queue. `destination`:
-    /// a name, the same on every node, of what a domain's mail goes to; called under the lock for every recipient.
+    /// `local`: this node's own way to its disk, with its admission. `held` stands between the spool and the queue.
     package init(
         own: NodeRun, spreadRate: Double, local: any MessageSubmitting, held: HeldMessages,
         transport: any SubmitTransport, time: any TimeSource, counts: PlacementCounts = PlacementCounts(),
-        guards: SubmitGuards = .all, destination: @escaping @Sendable (Domain) -> UInt64 = { $0.stableHash }
+        guards: SubmitGuards = .all
     ) {
         state = Mutex(
             State(
@@ -73,7 +71,6 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
         self.transport = transport
         self.time = time
         self.counts = counts
-        self.destination = destination
         held.bind(self)
     }
 
@@ -98,20 +95,6 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
             guard now - state.tickedAt >= PlacementLimits.tick else { return }
             state.tickedAt = now
             work.post(.tick, &state.submits, now)
-        }
-    }
-
-    /// Another node's intake, in messages a second.
-    package func told(intake: Double, by node: NodeRun) {
-        state.withLock { $0.placement.told(intake: intake, by: node) }
-    }
-
-    /// Messages a second that this node takes in from clients, and the other nodes that place mail and have to be told.
-    package var intake: (rate: Double, others: [NodeID]) {
-        let now = time.now()
-        return state.withLock { state in
-            let others = state.placement.liveNodes.map(\.run.node).filter { $0 != own.node }
-            return (state.placement.intake(at: now), others)
         }
     }
 
@@ -181,9 +164,7 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
             return
         }
         let envelope = submission.envelope
-        let parts = state.placement.place(
-            envelope, bodyOctets: body.readableBytes, fragmented: false, at: now,
-            destination: destination)
+        let parts = state.placement.place(envelope, bodyOctets: body.readableBytes, fragmented: false, at: now)
         if parts.count == 1, parts[0].node == nil {
             work.local.append(submission)
             return

@@ -72,7 +72,6 @@ extension ClusterRuntime: PeerTransportDelegate {
             tell(.promised(items, sentAt: answer.askedAt, from: peer))
         case .submit, .submitted, .ask: handlers.submit(frame, identity)
         case .quota(let quota): handlers.quota(quota, identity)
-        case .intake(let intake): handlers.intake(intake, identity)
         case .query(let query): handlers.query(query, identity)
         case .answer(let answer): handlers.answer(answer, identity)
         case .hello, .ready, .ping, .pong, .credit, .goodbye, .error: break

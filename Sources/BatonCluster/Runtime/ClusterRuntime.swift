@@ -72,7 +72,6 @@ package struct ClusterHandlers: Sendable {
     /// On the bulk loop; returns whether it has released, or will release, the frame's credit.
     package var submit: @Sendable (ReceivedFrame, PeerIdentity) -> Void = { _, _ in }
     package var quota: @Sendable (Quota, PeerIdentity) -> Void = { _, _ in }
-    package var intake: @Sendable (Intake, PeerIdentity) -> Void = { _, _ in }
     package var query: @Sendable (Query, PeerIdentity) -> Void = { _, _ in }
     package var answer: @Sendable (Answer, PeerIdentity) -> Void = { _, _ in }
     /// After each listing, on the cluster's thread.

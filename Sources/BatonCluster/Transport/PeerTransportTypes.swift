@@ -88,7 +88,7 @@ package struct ReceivedFrame: Sendable {
         case .append, .submit: true
         case .hello, .ready, .ping, .pong, .credit, .goodbye, .error, .submitted, .ask, .create, .created, .durable,
             .outcome, .recorded, .fetch, .chunk, .seal, .sealed, .finished, .unlinked, .promiseAsked, .promise, .quota,
-            .intake, .query, .answer:
+            .query, .answer:
             false
         }
     }

@@ -43,7 +43,7 @@ extension PeerMessage {
             case .promise(let promise): promise.items.count * Self.itemOctets
             case .quota(let quota): quota.site.count
             case .hello, .ready, .ping, .pong, .credit, .goodbye, .error, .submitted, .ask, .create, .created, .durable,
-                .recorded, .fetch, .seal, .sealed, .finished, .unlinked, .intake:
+                .recorded, .fetch, .seal, .sealed, .finished, .unlinked:
                 0
             }
         return FrameCost(octets: Self.fixedOctets + tail, frames: 1)

@@ -5,15 +5,11 @@ import BatonModel
 import BatonPeer
 import BatonSpool
 import NIOCore
-import Synchronization
 
 /// The placer and the held copies of a node of a cluster.
 final class NodePlacement: Sendable {
     let placer: Placer
     let held: HeldMessages
-    let destinations: DestinationNames
-    private let time: any TimeSource
-    private let toldAt = Mutex(Instant.epoch)
     private let cluster: NodeCluster
     private let drops: Drops
 
@@ -31,17 +27,14 @@ final class NodePlacement: Sendable {
     }
 
     init(
-        _ cluster: NodeCluster, spool: Spool, queue: any JobReceiving, spreadRate: Double,
-        destinations: DestinationNames, time: any TimeSource
+        _ cluster: NodeCluster, spool: Spool, queue: any JobReceiving, spreadRate: Double, time: any TimeSource
     ) {
-        self.destinations = destinations
-        self.time = time
         let me = cluster.runtime.settings.me
         let own = NodeRun(node: me.node, incarnation: me.incarnation)
         held = HeldMessages(queue: queue, outcomes: spool, time: time)
         placer = Placer(
             own: own, spreadRate: spreadRate, local: spool, held: held,
-            transport: Transport(peers: cluster.transport), time: time, destination: { destinations.hash(of: $0) })
+            transport: Transport(peers: cluster.transport), time: time)
         drops = Drops(peers: cluster.transport, own: own)
         self.cluster = cluster
     }
@@ -74,7 +67,7 @@ final class NodePlacement: Sendable {
     /// Before the runtime starts.
     func bind() {
         let me = cluster.runtime.settings.me.node
-        cluster.runtime.handlers { [self, placer, cluster, drops] handlers in
+        cluster.runtime.handlers { [placer, cluster, drops] handlers in
             handlers.submit = { frame, identity in
                 var message = frame.message
                 if case .submit(let submit) = message {
@@ -102,10 +95,6 @@ final class NodePlacement: Sendable {
             handlers.tick = {
                 tick()
                 placer.tick()
-                self.tellIntake()
-            }
-            handlers.intake = { intake, identity in
-                placer.told(intake: Double(intake.perMinute) / 60, by: identity.run)
             }
             handlers.scanned = { run, complete in
                 placer.post(
@@ -126,19 +115,5 @@ final class NodePlacement: Sendable {
                 placer.update(nodes: nodes, live: live)
             }
         }
-    }
-
-    /// On the cluster's thread, at each of its ticks. What is lost is said again a second later.
-    private func tellIntake() {
-        let now = time.now()
-        let isDue = toldAt.withLock { at in
-            guard now - at >= PlacementLimits.intakeInterval else { return false }
-            at = now
-            return true
-        }
-        guard isDue else { return }
-        let (rate, others) = placer.intake
-        let frame = PeerMessage.intake(Intake(perMinute: UInt64(min(rate * 60, Double(PeerLimits.intakeMax)))))
-        for node in others { _ = cluster.transport.send([frame], to: node) }
     }
 }

@@ -36,7 +36,7 @@ package struct ClusterSettings: Sendable, Hashable {
     /// Share of the mail, beside the other nodes' weights.
     package var weight = 1.0
     package var lease = TimeSpan.seconds(10)
-    /// Messages a second for which a domain, or the next hop of its route, gets one more node.
+    /// Messages a second for which a domain gets one more node.
     package var spreadRate = 100
     /// Empty only with `insecurePlaintext`.
     package var tls = Files()

@@ -1,4 +1,5 @@
 // Bounded hand-over between threads and loops: one wake per batch.
+import BatonCore
 import DequeModule
 import Glibc
 import NIOCore
@@ -63,16 +64,29 @@ package final class LoopMailbox<Element: Sendable>: Sendable {
     }
 }
 
+/// How long a thread that nobody waits for lets more gather once something has come, so that it is woken for many at once.
+package struct Gathering: Sendable {
+    /// From so many elements on it waits no longer; at least 1.
+    package let count: Int
+    package let span: TimeSpan
+
+    package init(count: Int, span: TimeSpan) {
+        self.count = count
+        self.span = span
+    }
+}
+
 /// A bounded queue into a dedicated thread, which waits for it.
 ///
 /// Uses a pthread mutex and condition, since `Mutex` has no condition variable.
 package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
-    // @unchecked: every access to `waiting` and `closed` is under `mutex`.
+    // @unchecked: every access to `waiting`, `closed` and `wanted` is under `mutex`.
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
     private var waiting = Deque<Element>()
     private var closed = false
-    private var sleeping = false
+    /// How many elements the thread sleeps for; nil while it does not sleep.
+    private var wanted: Int?
     private let capacity: Int
 
     package init(capacity: Int) {
@@ -114,37 +128,44 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
 
     private func append(_ elements: some Collection<Element>) {
         waiting.append(contentsOf: elements)
-        if sleeping { pthread_cond_signal(condition) }
+        if let wanted, waiting.count >= wanted { pthread_cond_signal(condition) }
     }
 
-    /// Everything waiting, at most `limit`. Waits until there is something, at most `timeout` nanoseconds (nil: for ever).
-    /// An empty array means the time is over; nil that the mailbox is closed and empty.
-    package func take(limit: Int = .max, timeoutNanoseconds timeout: Int64? = nil) -> [Element]? {
+    /// Everything waiting, at most `limit`. Waits until there is something, at most `timeout` nanoseconds (nil: for ever); with
+    /// `gathering` then for more. An empty array means the time is over; nil that the mailbox is closed and empty.
+    package func take(
+        limit: Int = .max, timeoutNanoseconds timeout: Int64? = nil, gathering: Gathering? = nil
+    ) -> [Element]? {
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
-        if waiting.isEmpty, !closed {
-            var deadline = timespec()
-            if let timeout {
-                clock_gettime(CLOCK_MONOTONIC, &deadline)
-                let total = Int64(deadline.tv_nsec) + max(0, timeout)
-                deadline.tv_sec += Int(total / 1_000_000_000)
-                deadline.tv_nsec = Int(total % 1_000_000_000)
-            }
-            sleeping = true
-            while waiting.isEmpty, !closed {
-                if timeout != nil {
-                    if pthread_cond_timedwait(condition, mutex, &deadline) == ETIMEDOUT { break }
-                } else {
-                    pthread_cond_wait(condition, mutex)
-                }
-            }
-            sleeping = false
-        }
+        wait(for: 1, atMost: timeout)
         if waiting.isEmpty { return closed ? nil : [] }
+        if let gathering { wait(for: gathering.count, atMost: gathering.span.nanoseconds) }
         let count = min(limit, waiting.count)
         let batch = Array(waiting.prefix(count))
         waiting.removeFirst(count)
         return batch
+    }
+
+    /// Under the mutex.
+    private func wait(for count: Int, atMost timeout: Int64?) {
+        guard waiting.count < count, !closed else { return }
+        var deadline = timespec()
+        if let timeout {
+            clock_gettime(CLOCK_MONOTONIC, &deadline)
+            let total = Int64(deadline.tv_nsec) + max(0, timeout)
+            deadline.tv_sec += Int(total / 1_000_000_000)
+            deadline.tv_nsec = Int(total % 1_000_000_000)
+        }
+        wanted = count
+        while waiting.count < count, !closed {
+            if timeout != nil {
+                if pthread_cond_timedwait(condition, mutex, &deadline) == ETIMEDOUT { break }
+            } else {
+                pthread_cond_wait(condition, mutex)
+            }
+        }
+        wanted = nil
     }
 
     package var count: Int {

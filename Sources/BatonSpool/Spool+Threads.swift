@@ -44,16 +44,12 @@ extension Spool {
         var last = time.now()
         while true {
             let wait = max(1_000_000, interval - (time.now() - last).nanoseconds)
-            guard var batch = outcomeMailbox.take(timeoutNanoseconds: wait) else { return }
-            if !batch.isEmpty {
-                // Nobody waits for these: a moment's gathering saves a wake and a write for each delivery.
-                usleep(2_000)
-                batch += outcomeMailbox.take(timeoutNanoseconds: 0) ?? []
-            }
+            // A moment's gathering saves many wakes and a write for each delivery, in a cluster at the other members too.
+            guard
+                let batch = outcomeMailbox.take(timeoutNanoseconds: wait, gathering: SpoolLimits.outcomeGathering)
+            else { return }
             let now = time.now()
-            outcomes.withLock { writer in
-                for outcomes in batch { writer.process(outcomes, at: now) }
-            }
+            if !batch.isEmpty { outcomes.withLock { $0.process(batch, at: now) } }
             if (now - last).nanoseconds >= interval {
                 last = now
                 tickOutcomes(at: now)
@@ -209,9 +205,7 @@ extension Spool {
     func drainOutcomes() -> Bool {
         guard let batch = outcomeMailbox.take(timeoutNanoseconds: 0), !batch.isEmpty else { return false }
         let now = time.now()
-        outcomes.withLock { writer in
-            for outcomes in batch { writer.process(outcomes, at: now) }
-        }
+        outcomes.withLock { $0.process(batch, at: now) }
         return true
     }
 

@@ -34,7 +34,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
     let keeper: Mutex<Keeper>
     let manualReader: Mutex<SegmentReader>
     let laneMailbox = ThreadMailbox<LaneWork>(capacity: SpoolLimits.waitingItems)
-    let outcomeMailbox = ThreadMailbox<[Outcome]>(capacity: .max)
+    let outcomeMailbox = ThreadMailbox<Outcome>(capacity: .max)
     let keeperMailbox = ThreadMailbox<KeeperWork>(capacity: .max)
     let readMailbox = ThreadMailbox<ReadWork>(capacity: SpoolLimits.waitingReads)
     let writers = Mutex<[DedicatedThread]>([])
@@ -334,7 +334,7 @@ package final class Spool: MessageSubmitting, OutcomeRecording, BodyReading, Rep
     /// Any thread; never blocks. Bounded by the jobs in flight.
     package func record(_ batch: [Outcome]) {
         guard !batch.isEmpty else { return }
-        outcomeMailbox.deliver(CollectionOfOne(batch))
+        outcomeMailbox.deliver(batch)
     }
 
     // MARK: BodyReading

@@ -1,5 +1,6 @@
 // What an operator sets about the spool, and the spool's own named bounds.
 import BatonCore
+import BatonRuntime
 
 /// `spool:` of the configuration, validated by BatonNode, with its defaults.
 package struct SpoolConfiguration: Sendable {
@@ -50,6 +51,9 @@ package enum SpoolLimits {
     package static let waitingReads = 8_192
     /// Segment files that a reader keeps open.
     package static let openReadFiles = 64
+    /// Outcomes are written once so many wait, or so long after the first: what came in that time is repeated after a crash.
+    /// Half the dots that a cluster allows a site unsettled, so that a window that is full never waits for the time to pass.
+    package static let outcomeGathering = Gathering(count: 16, span: .milliseconds(10))
     /// Outcome logs kept open; clean ones past it are closed.
     package static let openOutcomeFiles = 128
     /// Dirty outcome logs above which one syncfs replaces their fdatasyncs.

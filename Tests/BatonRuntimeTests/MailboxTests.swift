@@ -37,6 +37,37 @@ import Testing
     #expect(mailbox.take(timeoutNanoseconds: -5) == [])
 }
 
+@Test func gatheringThreadMailboxWaitsForEverThoughEnoughIsThere() {
+    let mailbox = ThreadMailbox<Int>(capacity: 10)
+    let forEver = Gathering(count: 3, span: .seconds(3600))
+    #expect(mailbox.offer([1, 2, 3]))
+    #expect(mailbox.take(gathering: forEver) == [1, 2, 3])
+    #expect(mailbox.offer([1]))
+    #expect(mailbox.take(gathering: Gathering(count: 3, span: .zero)) == [1], "the time is over")
+    #expect(mailbox.take(timeoutNanoseconds: 0, gathering: forEver) == [], "nothing came, nothing to gather for")
+    #expect(mailbox.offer([1]))
+    mailbox.close()
+    #expect(mailbox.take(gathering: forEver) == [1], "nothing more can come")
+    #expect(mailbox.take(gathering: forEver) == nil)
+}
+
+@Test func gatheringTakerIsNotWokenByWhatMakesItEnough() {
+    let mailbox = ThreadMailbox<Int>(capacity: 10)
+    let batches = ThreadMailbox<[Int]>(capacity: 10)
+    let taker = DedicatedThread(name: "taker") {
+        while let batch = mailbox.take(gathering: Gathering(count: 3, span: .seconds(3600))) {
+            batches.deliver([batch])
+        }
+    }
+    for index in 0..<3 { mailbox.deliver([index]) }
+    // Whether it slept at the first of them or not: it takes the three.
+    #expect(batches.take(limit: 1, timeoutNanoseconds: 30_000_000_000) == [[0, 1, 2]])
+    mailbox.deliver([3])
+    mailbox.close()
+    taker.join()
+    #expect(batches.take() == [[3]], "woken by the end")
+}
+
 @Test func threadMailboxKeepsOrderUnderManyProducers() {
     let mailbox = ThreadMailbox<Int>(capacity: 64)
     let producers = (0..<4).map { producer in

@@ -7,7 +7,7 @@ import BatonSpool
 import NIOCore
 import Synchronization
 
-/// Octets that one session may have waiting in parts of a chunk: below three quarters of the bulk window.
+/// Octets that one session may have waiting in parts of a chunk: not more than five eighths of the bulk window.
 private let joinerLimit = 5 * ByteCount.mebi
 
 extension ClusterRuntime: PeerTransportDelegate {

@@ -270,8 +270,8 @@ final class PeerHandler: ChannelInboundHandler {
         _ = context.channel.setOption(
             .writeBufferWaterMark, value: ChannelOptions.Types.WriteBufferWaterMark(low: window / 2, high: window))
         let link = PeerLink(
-            id: connection.id, identity: identity, limit: transport.settings.queue, loop: context.eventLoop,
-            handler: self)
+            id: connection.id, identity: identity, limit: transport.settings.queue,
+            window: transport.settings.window(of: identity.channel), loop: context.eventLoop, handler: self)
         self.link = link
         transport.opened(link, by: connection)
         transport.delegate?.connected(identity)
@@ -321,6 +321,9 @@ final class PeerHandler: ChannelInboundHandler {
     private func finish() {
         guard !hasMoved else { return }
         deliver()
+        if !isOver, let released = link?.takeReleased(), released.frames > 0 {
+            session.receive(.released(released), at: transport.time.now(), into: &actions)
+        }
         perform()
         flush()
         guard let link else { return }

@@ -32,12 +32,18 @@ final class PeerLink: Sendable {
     let id: PeerSessionID
     let identity: PeerIdentity
     private let limit: FrameCost
+    /// What the peer may have under way here.
+    private let window: FrameCost
     private let loop: any EventLoop
     private let handler: NIOLoopBound<PeerHandler>
     private let state = Mutex(State())
 
     /// On the handler's loop.
-    init(id: PeerSessionID, identity: PeerIdentity, limit: FrameCost, loop: any EventLoop, handler: PeerHandler) {
+    init(
+        id: PeerSessionID, identity: PeerIdentity, limit: FrameCost, window: FrameCost, loop: any EventLoop,
+        handler: PeerHandler
+    ) {
+        self.window = window
         self.id = id
         self.identity = identity
         self.limit = limit
@@ -78,11 +84,18 @@ final class PeerLink: Sendable {
         if wakes { wakeLoop() }
     }
 
+    /// Credit goes back with whatever the loop does next here; alone it wakes the loop only when it has become a good part of the
+    /// window, which keeps more than half of it open to the peer (docs/PEER_PROTOCOL.md, "Credit").
     func release(_ cost: FrameCost) {
         let wakes = state.withLock { state in
             guard state.isOpen else { return false }
             state.batch.released.octets += cost.octets
             state.batch.released.frames += cost.frames
+            let released = state.batch.released
+            guard
+                released.octets >= window.octets / (2 * PeerLimits.creditPortions)
+                    || released.frames >= window.frames / (2 * PeerLimits.creditPortions)
+            else { return false }
             return state.wake()
         }
         if wakes { wakeLoop() }
@@ -102,6 +115,14 @@ final class PeerLink: Sendable {
     }
 
     // MARK: The loop
+
+    /// Credit that no wake was spent on.
+    func takeReleased() -> FrameCost {
+        state.withLock { state in
+            defer { state.batch.released = .zero }
+            return state.batch.released
+        }
+    }
 
     func take() -> Batch {
         state.withLock { state in

@@ -21,7 +21,7 @@ package struct EventSettings: Sendable {
     /// Formatted bytes that are written before a sync is due.
     package var writeSize = 256 * ByteCount.kibi
     /// How long the thread waits for more after few events came, so that a loop's every turn is not a wake of its own.
-    package var gatherInterval = TimeSpan.milliseconds(5)
+    package var gatherInterval = TimeSpan.milliseconds(20)
     /// Formatted bytes and waiting events that may be unsynced; past either the log is full and new mail gets 452.
     package var unsyncedBytes = 64 * ByteCount.mebi
     package var waitingEvents = 500_000
@@ -82,13 +82,9 @@ package final class EventLog: EventRecording {
     /// Waits for events (without end while all is synced) and works on what came. False when the log is closed.
     private func turn(_ time: any TimeSource) -> Bool {
         let clean = writer.withLock { $0.isClean }
-        var items = mailbox.take(
-            limit: Self.batchMax, timeoutNanoseconds: clean ? nil : settings.syncInterval.nanoseconds)
-        if let few = items, !few.isEmpty, few.count < Self.batchMax / 16 {
-            usleep(UInt32(clamping: settings.gatherInterval.nanoseconds / 1000))
-            // An end that comes in between is seen at the next turn.
-            items = few + (mailbox.take(limit: Self.batchMax, timeoutNanoseconds: 0) ?? [])
-        }
+        let items = mailbox.take(
+            limit: Self.batchMax, timeoutNanoseconds: clean ? nil : settings.syncInterval.nanoseconds,
+            gathering: Gathering(count: Self.batchMax / 16, span: settings.gatherInterval))
         writer.withLock { writer in
             if let items { writer.take(items) }
             syncedCount.store(writer.turn(at: time.now(), force: items == nil), ordering: .releasing)

@@ -2,26 +2,26 @@
 
 /// FNV-1a over 64 bits with a final avalanche. Equal on every node and in every release; not for hostile keys in hash tables.
 package struct StableHash: Sendable {
-    private var state: UInt64 = 0xcbf2_9ce4_8422_2325
+    @usableFromInline var state: UInt64 = 0xcbf2_9ce4_8422_2325
 
-    package init() {}
+    @inlinable package init() {}
 
-    @inline(__always)
+    @inlinable @inline(__always)
     package mutating func combine(_ byte: UInt8) {
         state = (state ^ UInt64(byte)) &* 0x0000_0100_0000_01b3
     }
 
-    package mutating func combine(_ bytes: some Sequence<UInt8>) {
+    @inlinable package mutating func combine(_ bytes: some Sequence<UInt8>) {
         for byte in bytes { combine(byte) }
     }
 
-    package mutating func combine(_ value: UInt64) {
+    @inlinable package mutating func combine(_ value: UInt64) {
         for shift in stride(from: UInt64(0), to: 64, by: 8) { combine(UInt8(truncatingIfNeeded: value >> shift)) }
     }
 
     package func finish() -> UInt64 { SplitMix64.mix(state) }
 
-    package static func of(_ bytes: some Sequence<UInt8>) -> UInt64 {
+    @inlinable package static func of(_ bytes: some Sequence<UInt8>) -> UInt64 {
         var hash = StableHash()
         hash.combine(bytes)
         return hash.finish()

@@ -9,22 +9,24 @@ package protocol StateMachine: Sendable {
 }
 
 /// Actions in the order in which the shell has to perform them. Reused between events, so that a step allocates nothing.
+///
+/// Inlinable, as all generics of the hot path: without their bodies other modules would run them unspecialized.
 package struct ActionBuffer<Action: Sendable>: Sendable {
-    package private(set) var actions: [Action] = []
+    @usableFromInline package var actions: [Action] = []
 
-    package init() {}
+    @inlinable package init() {}
 
-    @inline(__always)
+    @inlinable @inline(__always)
     package mutating func append(_ action: Action) { actions.append(action) }
 
-    package var isEmpty: Bool { actions.isEmpty }
+    @inlinable package var isEmpty: Bool { actions.isEmpty }
 
     /// Takes what is there and leaves an empty buffer.
-    package mutating func drain() -> [Action] {
+    @inlinable package mutating func drain() -> [Action] {
         var taken: [Action] = []
         swap(&taken, &actions)
         return taken
     }
 
-    package mutating func removeAll() { actions.removeAll(keepingCapacity: true) }
+    @inlinable package mutating func removeAll() { actions.removeAll(keepingCapacity: true) }
 }

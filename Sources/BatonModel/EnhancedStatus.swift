@@ -6,7 +6,7 @@ package struct EnhancedStatus: Hashable, Sendable {
     package let subject: UInt16
     package let detail: UInt16
 
-    package init(_ classDigit: UInt8, _ subject: UInt16, _ detail: UInt16) {
+    @inlinable package init(_ classDigit: UInt8, _ subject: UInt16, _ detail: UInt16) {
         self.classDigit = classDigit
         self.subject = subject
         self.detail = detail
@@ -14,7 +14,7 @@ package struct EnhancedStatus: Hashable, Sendable {
 
     /// Reads `2.1.5` at the start of a reply's text. Nil unless the class is 2, 4 or 5 and the numbers have at most 3 digits,
     /// followed by the end or a blank. Returns the octets used, one blank after it included.
-    package static func parse(_ text: some Collection<UInt8>) -> (status: EnhancedStatus, length: Int)? {
+    @inlinable package static func parse(_ text: some Collection<UInt8>) -> (status: EnhancedStatus, length: Int)? {
         var numbers: [UInt16] = []
         var current: UInt16 = 0
         var digits = 0

@@ -9,12 +9,14 @@ import Synchronization
 ///
 /// At most one wake is outstanding, so a burst of offers costs one loop crossing.
 package final class LoopMailbox<Element: Sendable>: Sendable {
-    private struct State {
-        var waiting: [Element] = []
-        var wakePending = false
+    @usableFromInline struct State {
+        @usableFromInline var waiting: [Element] = []
+        @usableFromInline var wakePending = false
+
+        @usableFromInline init() {}
 
         /// Whether the caller has to wake the loop.
-        mutating func add(_ elements: [Element]) -> Bool {
+        @inlinable mutating func add(_ elements: [Element]) -> Bool {
             waiting.append(contentsOf: elements)
             let wake = !wakePending
             wakePending = true
@@ -22,20 +24,20 @@ package final class LoopMailbox<Element: Sendable>: Sendable {
         }
     }
 
-    private let state = Mutex(State())
-    private let loop: any EventLoop
-    private let capacity: Int
-    private let receive: @Sendable ([Element]) -> Void
+    @usableFromInline let state = Mutex(State())
+    @usableFromInline let loop: any EventLoop
+    @usableFromInline let capacity: Int
+    @usableFromInline let receive: @Sendable ([Element]) -> Void
 
     /// `receive` runs on `loop` with at most `capacity` elements.
-    package init(loop: any EventLoop, capacity: Int, receive: @escaping @Sendable ([Element]) -> Void) {
+    @inlinable package init(loop: any EventLoop, capacity: Int, receive: @escaping @Sendable ([Element]) -> Void) {
         self.loop = loop
         self.capacity = capacity
         self.receive = receive
     }
 
     /// False, and nothing taken, when the elements do not fit under the capacity.
-    package func offer(_ elements: [Element]) -> Bool {
+    @inlinable package func offer(_ elements: [Element]) -> Bool {
         guard !elements.isEmpty else { return true }
         let (taken, wake) = state.withLock { state in
             guard state.waiting.count + elements.count <= capacity else { return (false, false) }
@@ -46,12 +48,12 @@ package final class LoopMailbox<Element: Sendable>: Sendable {
     }
 
     /// Takes the elements whatever the bound; for what is bounded by its producer (results of bounded requests).
-    package func deliver(_ elements: [Element]) {
+    @inlinable package func deliver(_ elements: [Element]) {
         guard !elements.isEmpty else { return }
         if state.withLock({ $0.add(elements) }) { wakeLoop() }
     }
 
-    private func wakeLoop() {
+    @inlinable func wakeLoop() {
         loop.execute {
             let batch = self.state.withLock { state in
                 state.wakePending = false
@@ -67,8 +69,8 @@ package final class LoopMailbox<Element: Sendable>: Sendable {
 /// How long a thread that nobody waits for lets more gather once something has come, so that it is woken for many at once.
 package struct Gathering: Sendable {
     /// From so many elements on it waits no longer; at least 1.
-    package let count: Int
-    package let span: TimeSpan
+    @usableFromInline package let count: Int
+    @usableFromInline package let span: TimeSpan
 
     package init(count: Int, span: TimeSpan) {
         self.count = count
@@ -81,15 +83,15 @@ package struct Gathering: Sendable {
 /// Uses a pthread mutex and condition, since `Mutex` has no condition variable.
 package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     // @unchecked: every access to `waiting`, `closed` and `wanted` is under `mutex`.
-    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-    private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
-    private var waiting = Deque<Element>()
-    private var closed = false
+    @usableFromInline let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+    @usableFromInline let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    @usableFromInline var waiting = Deque<Element>()
+    @usableFromInline var closed = false
     /// How many elements the thread sleeps for; nil while it does not sleep.
-    private var wanted: Int?
-    private let capacity: Int
+    @usableFromInline var wanted: Int?
+    @usableFromInline let capacity: Int
 
-    package init(capacity: Int) {
+    @inlinable package init(capacity: Int) {
         self.capacity = capacity
         pthread_mutex_init(mutex, nil)
         var attributes = pthread_condattr_t()
@@ -107,7 +109,7 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     }
 
     /// False, and nothing taken, when the elements do not fit under the capacity or the mailbox is closed.
-    package func offer(_ elements: some Collection<Element>) -> Bool {
+    @inlinable package func offer(_ elements: some Collection<Element>) -> Bool {
         guard !elements.isEmpty else { return true }
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
@@ -117,7 +119,7 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     }
 
     /// Takes the elements whatever the bound (but not when closed: false); for what is bounded by its producer.
-    @discardableResult
+    @discardableResult @inlinable
     package func deliver(_ elements: some Collection<Element>) -> Bool {
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
@@ -126,14 +128,14 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
         return true
     }
 
-    private func append(_ elements: some Collection<Element>) {
+    @inlinable func append(_ elements: some Collection<Element>) {
         waiting.append(contentsOf: elements)
         if let wanted, waiting.count >= wanted { pthread_cond_signal(condition) }
     }
 
     /// Everything waiting, at most `limit`. Waits until there is something, at most `timeout` nanoseconds (nil: for ever); with
     /// `gathering` then for more. An empty array means the time is over; nil that the mailbox is closed and empty.
-    package func take(
+    @inlinable package func take(
         limit: Int = .max, timeoutNanoseconds timeout: Int64? = nil, gathering: Gathering? = nil
     ) -> [Element]? {
         pthread_mutex_lock(mutex)
@@ -148,7 +150,7 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     }
 
     /// Under the mutex.
-    private func wait(for count: Int, atMost timeout: Int64?) {
+    @inlinable func wait(for count: Int, atMost timeout: Int64?) {
         guard waiting.count < count, !closed else { return }
         var deadline = timespec()
         if let timeout {

@@ -236,29 +236,30 @@ package struct Finished: FramePayload {
     }
 }
 
-/// The file has gone from this disk: `segment id   24 u64 drain epoch   32 u64 disk id`.
+/// The file has gone from this disk: `segment id   24 u64 revision of the key   32 u64 disk id`.
 package struct Unlinked: FramePayload {
     package var segment: SegmentID
-    package var epoch: UInt64
+    /// Of the key, as the sender read it; 0: there was none.
+    package var revision: UInt64
     package var disk: UInt64
 
     package static let type = FrameType.unlinked
 
-    package init(segment: SegmentID, epoch: UInt64, disk: UInt64) {
+    package init(segment: SegmentID, revision: UInt64, disk: UInt64) {
         self.segment = segment
-        self.epoch = epoch
+        self.revision = revision
         self.disk = disk
     }
 
     func write(into buffer: inout ByteBuffer) {
         buffer.writeSegment(segment)
-        buffer.writeMultipleIntegers(epoch, disk, endianness: .little)
+        buffer.writeMultipleIntegers(revision, disk, endianness: .little)
     }
 
     init?(reading payload: inout ByteBuffer, flags: FrameFlags) {
         guard let segment = payload.readSegment(),
-            let (epoch, disk) = payload.readMultipleIntegers(endianness: .little, as: (UInt64, UInt64).self)
+            let (revision, disk) = payload.readMultipleIntegers(endianness: .little, as: (UInt64, UInt64).self)
         else { return nil }
-        self.init(segment: segment, epoch: epoch, disk: disk)
+        self.init(segment: segment, revision: revision, disk: disk)
     }
 }

@@ -106,7 +106,7 @@ private struct CleaningRig {
         #expect(try #require(settled) < #require(unlinked), "the files went before references led to the copies")
         // Every file is gone; the key has to stay while the target's log does not say what became of the move.
         clean.rig.give(.unlinked(CleaningRig.source, gone: true))
-        clean.rig.give(.unlinkedElsewhere(CleaningRig.source, disk: 2, from: TakeoverRig.other))
+        clean.rig.give(.unlinkedElsewhere(CleaningRig.source, disk: 2, revision: 9, from: TakeoverRig.other))
         clean.promise()
         clean.rig.pass(.seconds(1))
         #expect(clean.removes == 0 && clean.stores.isEmpty)
@@ -443,7 +443,7 @@ private struct CleaningRig {
         clean.rig.give(.moved(CleaningRig.source, epoch: 1, landed: true))
         let finished = clean.commit()
         clean.rig.give(.unlinked(CleaningRig.source, gone: true))
-        clean.rig.give(.unlinkedElsewhere(CleaningRig.source, disk: 2, from: TakeoverRig.other))
+        clean.rig.give(.unlinkedElsewhere(CleaningRig.source, disk: 2, revision: 9, from: TakeoverRig.other))
         clean.rig.give(.moveSettled(CleaningRig.source, epoch: 1, end: 30))
         var target = TakeoverRig.key(CleaningRig.target, drainer: TakeoverRig.me, revision: 70)
         target.state = .finished

@@ -149,7 +149,7 @@ private typealias Rig = TakeoverRig
         #expect(!said)
         #expect(rig.actions.contains(.unlink(Rig.id)))
         rig.give(.unlinked(Rig.id, gone: true))
-        #expect(rig.actions.contains(.answerUnlinked(Rig.id, epoch: 3, to: later.node)))
+        #expect(rig.actions.contains(.answerUnlinked(Rig.id, revision: 21, to: later.node)))
     }
 
     // MARK: Outcomes

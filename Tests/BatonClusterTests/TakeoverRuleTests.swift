@@ -235,7 +235,7 @@ private typealias Rig = TakeoverRig
         #expect(rig.actions.contains(.askFinished(Rig.own, epoch: 1, of: Rig.other.node)))
         let early = rig.actions.contains { if case .control(.remove) = $0 { true } else { false } }
         #expect(!early, "the key goes before the backup's file")
-        rig.give(.unlinkedElsewhere(Rig.own, disk: 2, from: Rig.other))
+        rig.give(.unlinkedElsewhere(Rig.own, disk: 2, revision: 9, from: Rig.other))
         let goes = rig.actions.contains { if case .control(.remove) = $0 { true } else { false } }
         #expect(goes)
     }

@@ -39,6 +39,8 @@ struct TakeoverWorld {
     enum Delivery {
         case event(NodeID, Drainer, TakeoverEvent)
         case request(NodeID, Drainer, ControlRequest)
+        /// Files go on a thread of their own.
+        case unlink(NodeID, Drainer, SegmentID)
     }
 
     var random: SplitMix64
@@ -54,6 +56,8 @@ struct TakeoverWorld {
     var planeDownUntil = Instant.epoch
     var dots = 0
     var takeovers = 0
+    /// Replaced members that may be given a copy again.
+    var returns = 0
     var faults: [String] = []
     var violations: [String] = []
     var moves = Moves()
@@ -170,19 +174,21 @@ struct TakeoverWorld {
         case .settled, .tookOver: break
         case .copy(let key, let joiner):
             let length = key.sealedAt ?? 0
-            if machines[joiner.node]?.isUp == true, !cut.contains([node, joiner.node]) {
+            // Only who knows that it is to have a copy takes one.
+            let known = machines[joiner.node]?.state.registry.keys[key.id]
+            let takes =
+                known?.drainEpoch == key.drainEpoch
+                && (known?.joining == joiner || known?.ensemble.contains(joiner) == true)
+            if machines[joiner.node]?.isUp == true, takes, !cut.contains([node, joiner.node]) {
                 if machine.copies[key.id]?.end ?? 0 < length { violations.append("a short copy of \(key.id) is given") }
                 machines[joiner.node]?.copies[key.id, default: Copy()].end = length
                 give(joiner.node, .copyCreated(key.id))
             }
             answer(.copied(key.id, epoch: key.drainEpoch, joiner, complete: true), to: node)
         case .askFinished(let id, _, let other): send(.finishedAsked(id, from: run), from: node, to: other)
-        case .answerUnlinked(let id, _, let other):
-            send(.unlinkedElsewhere(id, disk: machine.disk, from: run), from: node, to: other)
-        case .unlink(let id):
-            machines[node]?.copies[id] = nil
-            machines[node]?.adopted[id] = nil
-            answer(.unlinked(id, gone: true), to: node)
+        case .answerUnlinked(let id, let revision, let other):
+            send(.unlinkedElsewhere(id, disk: machine.disk, revision: revision, from: run), from: node, to: other)
+        case .unlink(let id): post(.unlink(node, run, id))
         case .stopWriting(let id): if machine.writing == id { machines[node]?.writing = nil }
         case .dropIfEmpty(let id): if machine.copies[id]?.end == 0 { machines[node]?.copies[id] = nil }
         case .restart:
@@ -261,6 +267,7 @@ struct TakeoverWorld {
             var stored = key
             stored.revision = revision
             keys[key.id] = stored
+            if stored.former.count < current?.former.count ?? 0 { returns += 1 }
             noteCommit(of: stored, over: current)
             return .committed(stored)
         case .remove(let key):
@@ -291,6 +298,7 @@ struct TakeoverWorld {
                     give(node, event)
                 }
             case .request(let node, let run, let request): serve(node, run, request)
+            case .unlink(let node, let run, let id): unlink(id, of: node, run)
             }
         }
         for node in names { run(node) }
@@ -383,6 +391,18 @@ struct TakeoverWorld {
                 give(node, .drained(id))
             }
         }
+    }
+
+    private mutating func unlink(_ id: SegmentID, of node: NodeID, _ run: Drainer) {
+        guard let machine = machines[node], machine.run == run else { return }
+        let member = EnsembleMember(node: node, diskID: machine.disk)
+        // A stale member's copy is none that counts.
+        if let key = keys[id], key.state != .finished, key.ensemble.contains(member), !key.stale.contains(member) {
+            violations.append("\(now.nanoseconds): the copy of \(id) that \(node) is to keep goes")
+        }
+        machines[node]?.copies[id] = nil
+        machines[node]?.adopted[id] = nil
+        answer(.unlinked(id, gone: true), to: node)
     }
 
     // MARK: The checker

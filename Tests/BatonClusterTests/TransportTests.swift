@@ -39,7 +39,7 @@ func everyMessage(by run: NodeRun, to receiver: NodeRun) -> [PeerMessage] {
                 segment: own, epoch: 5, length: 4, logLength: nil, incarnation: run.incarnation, status: .sealed,
                 hasInvalidTail: false)),
         .finished(Finished(segment: own, epoch: 6)),
-        .unlinked(Unlinked(segment: own, epoch: 6, disk: 9)),
+        .unlinked(Unlinked(segment: own, revision: 6, disk: 9)),
         .promiseAsked(PromiseAsked(number: 8, askedAt: now, items: [item])),
         .promise(Promise(number: 8, askedAt: now, span: .seconds(2), items: [item])),
         .quota(

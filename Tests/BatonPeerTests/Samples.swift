@@ -61,7 +61,7 @@ let sampleMessages: [PeerMessage] = [
             segment: sampleSegment, epoch: 5, length: 4096, logLength: nil, incarnation: sampleRun.incarnation,
             status: .sealed, hasInvalidTail: true)),
     .finished(Finished(segment: sampleSegment, epoch: 6)),
-    .unlinked(Unlinked(segment: sampleSegment, epoch: 6, disk: sampleDisk)),
+    .unlinked(Unlinked(segment: sampleSegment, revision: 6, disk: sampleDisk)),
     .promiseAsked(
         PromiseAsked(
             number: 8, askedAt: Instant(secondsSinceEpoch: 1_700_000_000),
@@ -212,7 +212,7 @@ struct RandomMessages {
                     logLength: random.next() & 1 == 0 ? nil : offset(), incarnation: run().incarnation,
                     status: pick(Sealed.Status.allCases), hasInvalidTail: length != nil && random.next() & 1 == 0))
         case .finished: return .finished(Finished(segment: segment(), epoch: random.next()))
-        case .unlinked: return .unlinked(Unlinked(segment: segment(), epoch: random.next(), disk: random.next()))
+        case .unlinked: return .unlinked(Unlinked(segment: segment(), revision: random.next(), disk: random.next()))
         case .promiseAsked:
             return .promiseAsked(PromiseAsked(number: random.next(), askedAt: instant(), items: items(1...40)))
         case .promise:

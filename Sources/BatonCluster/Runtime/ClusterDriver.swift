@@ -182,8 +182,8 @@ struct ClusterDriver: Sendable {
                 CollectionOfOne(.settleMove(id, epoch: epoch, into: target, alive: alive)))
         case .askFinished(let id, let epoch, let node):
             _ = transport.send([.finished(Finished(segment: id, epoch: epoch))], to: node)
-        case .answerUnlinked(let id, let epoch, let node):
-            let answer = Unlinked(segment: id, epoch: epoch, disk: runtime.settings.disk)
+        case .answerUnlinked(let id, let revision, let node):
+            let answer = Unlinked(segment: id, revision: revision, disk: runtime.settings.disk)
             if node == runtime.settings.me.node { return }
             _ = transport.send([.unlinked(answer)], to: node)
         case .unlink(let id): release(id)

@@ -61,7 +61,9 @@ extension ClusterRuntime: PeerTransportDelegate {
         case .seal(let question): tell(.sealAsked(question.segment, epoch: question.epoch, from: peer))
         case .sealed(let answer): sealed(answer, from: peer)
         case .finished(let question): tell(.finishedAsked(question.segment, from: peer))
-        case .unlinked(let answer): tell(.unlinkedElsewhere(answer.segment, disk: answer.disk, from: peer))
+        case .unlinked(let answer):
+            tell(
+                .unlinkedElsewhere(answer.segment, disk: answer.disk, revision: answer.revision, from: peer))
         case .promiseAsked(let question):
             let items = question.items.map { PromiseItem(segment: $0.segment, epoch: $0.epoch) }
             tell(

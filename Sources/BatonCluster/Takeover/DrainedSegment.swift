@@ -88,6 +88,8 @@ struct DrainedSegment: Hashable, Sendable {
     var copiedAt: Instant?
     /// How often the present joiner was given everything, or could not be.
     var copyTries = 0
+    /// When replaced members were asked whether their files are gone.
+    var askedFormerAt: Instant?
     var retryAt = Instant.epoch
     /// Targets of its cleanings in this epoch. None is taken twice: the copies of both would have the same name.
     var cleanedInto: [SegmentID] = []

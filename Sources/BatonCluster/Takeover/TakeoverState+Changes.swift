@@ -137,9 +137,11 @@ extension TakeoverState {
         }
     }
 
-    mutating func confirmed(_ id: SegmentID, _ disk: UInt64, by peer: Drainer) {
-        guard var state = finishing[id], let key = registry.keys[id] else { return }
+    /// `revision`: of the key, as the other one read it when it had no file.
+    mutating func confirmed(_ id: SegmentID, _ disk: UInt64, at revision: UInt64, by peer: Drainer) {
         let other = EnsembleMember(node: peer.node, diskID: disk)
+        guard let key = registry.keys[id] else { return }
+        guard var state = finishing[id] else { return hasLeft(other, key, at: revision) }
         if !state.confirmed.contains(other) { state.confirmed.append(other) }
         finishing[id] = state
         if state.selfGone { finish(id, state, key) }
@@ -164,7 +166,7 @@ extension TakeoverState {
             finishing[id] = state
             finish(id, state, key)
         } else if let key = registry.keys[id] {
-            actions.append(.answerUnlinked(id, epoch: key.drainEpoch, to: key.drainer.node))
+            actions.append(.answerUnlinked(id, revision: key.revision, to: key.drainer.node))
         }
         if confirming[id] != nil { confirmRead(id) }
     }
@@ -175,16 +177,19 @@ extension TakeoverState {
     }
 
     mutating func confirmRead(_ id: SegmentID) {
-        guard let asker = confirming[id], registry.keys[id]?.state == .finished || registry.keys[id] == nil else {
-            // Not finished: whoever asked was wrong, or the answer is old.
+        guard let asker = confirming[id] else { return }
+        let key = registry.keys[id]
+        guard key.map({ $0.state == .finished || hasNoPart(in: $0) }) ?? true else {
+            // It is to have a copy: whoever asked was wrong, or the answer is old, and the question comes again.
+            confirming[id] = nil
             return
         }
         // Not while a file is on its way out, the own drainer's included.
         guard unlinking[id] == nil, drains[id] == nil, finishing[id] == nil else { return }
         if copies[id] == nil {
             confirming[id] = nil
-            actions.append(.answerUnlinked(id, epoch: registry.keys[id]?.drainEpoch ?? 0, to: asker))
-        } else if registry.keys[id] != nil {
+            actions.append(.answerUnlinked(id, revision: key?.revision ?? 0, to: asker))
+        } else if key != nil {
             unlinkCopy(id)
         } else {
             confirming[id] = nil
@@ -213,7 +218,7 @@ extension TakeoverState {
                 !key.ensemble.contains(other) && !key.former.contains(other) && other.node != me.node
                     && !registry.forgotten.contains(other)
             }
-            guard !candidates.isEmpty else { return }
+            guard !candidates.isEmpty else { return askFormer(id, key) }
             let chosen = candidates[Int(random.next() % UInt64(candidates.count))]
             drains[id]?.copyTries = 0
             return change(id) { $0.joining = chosen }
@@ -236,6 +241,26 @@ extension TakeoverState {
         drains[id]?.copyUnderWay = joiner
         drains[id]?.copiedAt = now
         actions.append(.copy(key, to: joiner))
+    }
+
+    /// Only those are left that had a copy of it, or part of one, and were replaced: each is asked whether its file is gone. A node
+    /// that restarts while it gets a copy would else never get one, and the mail stay on one disk.
+    private mutating func askFormer(_ id: SegmentID, _ key: SegmentKey) {
+        if let at = drains[id]?.askedFormerAt, now - at < timing.finishRetry { return }
+        drains[id]?.askedFormerAt = now
+        for other in key.former where registry.isAlive(other) && !registry.forgotten.contains(other) {
+            guard !key.ensemble.contains(other), other.node != me.node else { continue }
+            actions.append(.askFinished(id, epoch: key.drainEpoch, of: other.node))
+        }
+    }
+
+    /// A member that was replaced has no file of it any more, and may be given one again. Only at the very revision at which it said
+    /// so: said before it joined another time, it would be told of a file that is there, and may be on its way out.
+    private mutating func hasLeft(_ other: EnsembleMember, _ key: SegmentKey, at revision: UInt64) {
+        guard let drain = drains[key.id], drain.phase == .ready, key.drainer == me, key.revision == revision,
+            key.former.contains(other), !key.ensemble.contains(other), key.joining != other
+        else { return }
+        change(key.id) { $0.former.removeAll { $0 == other } }
     }
 
     /// Its node is gone, or lives without a copy that is of use.

@@ -111,7 +111,8 @@ package struct TakeoverState: StateMachine {
         case .moveSettled(let id, let epoch, let end): moveSettled(id, epoch, end)
         case .finishedAsked(let id, let peer): confirm(id, to: peer)
         case .unlinked(let id, let gone): unlinked(id, gone)
-        case .unlinkedElsewhere(let id, let disk, let peer): confirmed(id, disk, by: peer)
+        case .unlinkedElsewhere(let id, let disk, let revision, let peer):
+            confirmed(id, disk, at: revision, by: peer)
         case .copied(let id, let epoch, let other, let complete): copied(id, epoch, other, complete)
         }
     }
@@ -148,6 +149,9 @@ package struct TakeoverState: StateMachine {
     }
 
     func isMember(of key: SegmentKey) -> Bool { key.ensemble.contains(member) || key.joining == member }
+
+    /// It was replaced by another member, or given up while it joined.
+    func hasNoPart(in key: SegmentKey) -> Bool { !isMember(of: key) && key.former.contains(member) }
 
     // MARK: Time
 
@@ -247,9 +251,7 @@ package struct TakeoverState: StateMachine {
             if mine { beginFinishing(key) } else { unlinkCopy(key.id) }
         }
         // Replaced by another member: the file is of no use any more.
-        if key.state != .finished, !mine, copies[key.id] != nil, !isMember(of: key), key.former.contains(member) {
-            unlinkCopy(key.id)
-        }
+        if key.state != .finished, !mine, hasNoPart(in: key) { unlinkCopy(key.id) }
         if drains[key.id] != nil {
             tickTakeover(key.id)
             tell(key.id)

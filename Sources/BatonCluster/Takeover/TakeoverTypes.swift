@@ -59,7 +59,7 @@ package enum TakeoverEvent: Hashable, Sendable {
     case moveSettled(SegmentID, epoch: UInt64, end: Int64?)
     case finishedAsked(SegmentID, from: Drainer)
     case unlinked(SegmentID, gone: Bool)
-    case unlinkedElsewhere(SegmentID, disk: UInt64, from: Drainer)
+    case unlinkedElsewhere(SegmentID, disk: UInt64, revision: UInt64, from: Drainer)
     /// The joining member was given everything, or could not be.
     case copied(SegmentID, epoch: UInt64, EnsembleMember, complete: Bool)
 }
@@ -91,7 +91,7 @@ package enum TakeoverAction: Hashable, Sendable {
     /// Write the decision into the target's log; answered by `moveSettled`.
     case settleMove(SegmentID, epoch: UInt64, into: SegmentID, alive: Bool)
     case askFinished(SegmentID, epoch: UInt64, of: NodeID)
-    case answerUnlinked(SegmentID, epoch: UInt64, to: NodeID)
+    case answerUnlinked(SegmentID, revision: UInt64, to: NodeID)
     /// The file and its logs go, the spool's hold on it too where it has one; answered by `unlinked`.
     case unlink(SegmentID)
     case stopWriting(SegmentID)

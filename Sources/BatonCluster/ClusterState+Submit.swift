@@ -21,6 +21,8 @@ struct SubmitBook: Sendable {
     /// Next time that remembered keys are looked through.
     var pruneAt = Instant.epoch
     var incoming = Table<SubmitKey, Incoming>()
+    /// Of each ingress node the highest key that was remembered and is not any more.
+    var forgotten = Table<NodeID, SubmitKey>()
     var outgoing = Table<SubmitKey, Outgoing>()
     /// Questions about held copies: who said no so far.
     var questions = Table<SubmitKey, Question>()
@@ -58,6 +60,8 @@ extension ClusterState {
         case .have: send(.submitted(key, .have), to: sender.node)
         case .refused: send(.submitted(key, .no), to: sender.node)
         case .unknown: send(.submitted(key, .unknown), to: sender.node)
+        // So late that it may have been here before.
+        case nil where mayBeForgotten(key): send(.submitted(key, .unknown), to: sender.node)
         case nil:
             submits.incoming[key] = .pending
             var stored = mail
@@ -80,6 +84,7 @@ extension ClusterState {
         case nil: break
         }
         if receiver == me {
+            if mayBeForgotten(key) { return .unknown }
             // S1: from now on this key is refused, however late its SUBMIT comes.
             if guards.contains(.refuseAfterNo) { submits.incoming[key] = .refused(now) }
             return .no
@@ -92,11 +97,23 @@ extension ClusterState {
                 complete = false
                 continue
             }
-            if drain.records.contains(where: { $0.mail.submit == key }) {
+            for record in drain.records where record.mail.submit == key {
+                if guards.contains(.voidIsNotHad), record.held, case .moved? = record.mail.hold {
+                    // Moved here from another of the receiver's segments: not decided yet, or void.
+                    if record.isOpen { return .pending }
+                    continue
+                }
                 return isOnAllMembers(known, drain) || !guards.contains(.haveWhenCopied) ? .have : .pending
             }
         }
+        if mayBeForgotten(key) { return .unknown }
         return complete || !guards.contains(.noOnlyWhenScanned) ? .no : .unknown
+    }
+
+    /// What was forgotten is not denied: the question may come long after, when a taker of the held copy was slow (seed 42573).
+    private func mayBeForgotten(_ key: SubmitKey) -> Bool {
+        guard guards.contains(.forgottenIsUnknown), let upTo = submits.forgotten[key.ingress.node] else { return false }
+        return key <= upTo
     }
 
     /// An unacknowledged message may stand in one copy only: the held copy goes when every member has this one.
@@ -121,10 +138,17 @@ extension ClusterState {
     /// S7: the keys of a finished segment outlive it.
     mutating func rememberKeys(of key: ClusterKey) {
         guard let copy = copies[key.id] else { return }
-        for record in copy.chunks.flatMap(\.records).prefix(Int(key.finishedLength)) {
-            guard let submit = record.submit else { continue }
+        for (index, record) in copy.chunks.flatMap(\.records).prefix(Int(key.finishedLength)).enumerated() {
+            guard let submit = record.submit, counted(record, at: Int64(index), in: copy) else { continue }
             submits.incoming[submit] = guards.contains(.rememberFinished) ? .have(now) : nil
         }
+    }
+
+    /// What a cleaning moved in vain was withdrawn here: its source has the message, perhaps on one disk only, and answers for it
+    /// (seed 50547). A member that does not know the decision keeps quiet as well.
+    private func counted(_ record: MailRecord, at index: Int64, in copy: Copy) -> Bool {
+        guard guards.contains(.voidIsNotHad), case .moved? = record.hold else { return true }
+        return copy.released[JobID(index: index, recipient: 0)] != nil
     }
 
     // MARK: Ingress
@@ -186,7 +210,9 @@ extension ClusterState {
             for key in submits.incoming.keys {
                 switch submits.incoming[key] {
                 case .have(let at)?, .refused(let at)?, .unknown(let at)?:
-                    if now - at > timing.remember { submits.incoming[key] = nil }
+                    guard now - at > timing.remember else { continue }
+                    submits.incoming[key] = nil
+                    submits.forgotten[key.ingress.node] = max(submits.forgotten[key.ingress.node] ?? key, key)
                 case .pending?, nil: break
                 }
             }

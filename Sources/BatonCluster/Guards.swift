@@ -129,4 +129,8 @@ package struct Guards: OptionSet, Hashable, Sendable {
     package static let haveWhenCopied = Guards(48)
     /// A frame of an older incarnation is not taken for one of a newer, in whatever order they are met.
     package static let orderedIncarnations = Guards(49)
+    /// The key of a message that a cleaning moved in vain is not remembered as one that is here.
+    package static let voidIsNotHad = Guards(50)
+    /// A key that was remembered and is not any more is "unknown", never "no".
+    package static let forgottenIsUnknown = Guards(51)
 }

@@ -17,6 +17,7 @@ struct RecoveryStream {
     private var messages: [AcceptedMessage] = []
     private var outcomes: [UnreportedOutcome] = []
     private var receptions: [Envelope] = []
+    private var submits: [FoundSubmit] = []
     private var derived: [Outcome] = []
     private(set) var liveMessages = 0
     private(set) var liveRecipients = 0
@@ -93,7 +94,8 @@ struct RecoveryStream {
                 } else {
                     keep(chunk, of: segment)
                 }
-                if messages.count + receptions.count + outcomes.count >= SpoolLimits.recoveryBatch { flush(writer) }
+                let waiting = messages.count + receptions.count + outcomes.count + submits.count
+                if waiting >= SpoolLimits.recoveryBatch { flush(writer) }
             }
             flush(writer)
             ledger.update(segment.handle) { $0.received = UInt32($0.offsets.count) }
@@ -183,6 +185,9 @@ struct RecoveryStream {
                     recipient: recipient, attempts: state.attempts, due: state.due ?? envelope.arrival,
                     doubts: state.doubts, delayNoticeSent: state.delayNoticeSent, lastReply: state.reply))
         }
+        if let mark = envelope.submit, mark.held == nil {
+            submits.append(FoundSubmit(mark: mark, ref: ref, isFinal: live.isEmpty))
+        }
         if live.isEmpty {
             if !receptionRecorded { receptions.append(envelope) }
             return
@@ -204,9 +209,11 @@ struct RecoveryStream {
             }
             derived.removeAll()
         }
+        if !submits.isEmpty { unreported.found(submits: submits) }
         if !receptions.isEmpty { unreported.unreported(receptions: receptions) }
         if !outcomes.isEmpty { unreported.unreported(outcomes: outcomes) }
         if !messages.isEmpty { jobs.receive(messages) }
+        submits.removeAll(keepingCapacity: true)
         receptions.removeAll(keepingCapacity: true)
         outcomes.removeAll(keepingCapacity: true)
         messages.removeAll(keepingCapacity: true)

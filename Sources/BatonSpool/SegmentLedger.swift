@@ -182,6 +182,15 @@ package final class SegmentLedger: Sendable {
         }
     }
 
+    /// Every recipient has a final outcome. False where nothing is known of the message, as of a segment that another node drains now.
+    package func isFinal(_ message: StoredMessageRef) -> Bool {
+        state.withLock { state in
+            let place = state.forwards[message] ?? message
+            guard let entry = state.entries[place.segment], Int(place.record) < entry.live.count else { return false }
+            return entry.live[Int(place.record)] == 0
+        }
+    }
+
     /// From now on the old reference means the new place (PROTOCOL C2: the source is finished).
     func forward(_ moves: [StoredMessageRef: StoredMessageRef]) {
         state.withLock { state in

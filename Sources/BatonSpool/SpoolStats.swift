@@ -71,6 +71,20 @@ package struct UnreportedOutcome: Sendable {
     }
 }
 
+/// A message of another node's SUBMIT, not a held one, that recovery found (PROTOCOL S5, S7).
+package struct FoundSubmit: Sendable {
+    package let mark: SubmitMark
+    package let ref: StoredMessageRef
+    /// Every recipient has a final outcome.
+    package let isFinal: Bool
+
+    package init(mark: SubmitMark, ref: StoredMessageRef, isFinal: Bool) {
+        self.mark = mark
+        self.ref = ref
+        self.isFinal = isFinal
+    }
+}
+
 /// Gets from recovery what the event log may lack. Events derived again have the ids of the lost ones, so that telling
 /// them twice is harmless. Called on the thread of `Spool.start`, in batches, before the messages of the same segment.
 package protocol UnreportedReceiving: Sendable {
@@ -78,4 +92,10 @@ package protocol UnreportedReceiving: Sendable {
     func unreported(outcomes: [UnreportedOutcome])
     /// Messages that are final in all recipients, so that they reach no queue, and whose Reception may be lost.
     func unreported(receptions: [Envelope])
+    /// Every message with a SUBMIT's key, whatever the event log has.
+    func found(submits: [FoundSubmit])
+}
+
+extension UnreportedReceiving {
+    package func found(submits: [FoundSubmit]) {}
 }

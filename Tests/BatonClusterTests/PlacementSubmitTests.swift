@@ -27,7 +27,7 @@ private func seeds(_ usual: UInt64) -> Range<UInt64> {
 
 @Test(arguments: [
     SubmitGuards.refuseAfterNo, .pendingIsNotNo, .failedIsUnknown, .noOnlyWhenScanned, .heldIsStored,
-    .forgottenIsUnknown,
+    .forgottenIsUnknown, .haveWhenCopied,
 ])
 func runsDoNotNoticeThatARuleIsGone(_ rule: SubmitGuards) {
     for seed in UInt64(1)...3_000 {
@@ -251,6 +251,84 @@ func submitForAnEarlierRunIsTaken(_ guards: SubmitGuards) {
     #expect(answers(rig.post(.arrived(key(200), receiver: run(1), from: run(2)))) == [.refused(.notHere)])
     // A SUBMIT as late as that was perhaps here before.
     #expect(answers(rig.post(.arrived(key(90), receiver: run(1), from: run(2)))) == [.unknown])
+}
+
+/// CLUSTER_MODEL 21: the message was never acknowledged, perhaps, and stands on the taker's disk only.
+@Test func takerSaysStoredBeforeTheSegmentHasAllItsCopies() {
+    var rig = Rig()
+    let dead = run(9)
+    func ask(_ counter: UInt64) -> [SubmitAction] {
+        rig.post(.asked(Ask(key: MessageKey(ingress: run(2), counter: counter), receiver: dead), from: run(2)))
+    }
+    func adopted(_ counter: UInt64, _ segment: UInt32, isFinal: Bool = false) -> AdoptedKey {
+        AdoptedKey(
+            key: MessageKey(ingress: run(2), counter: counter),
+            ref: StoredMessageRef(segment: segment, record: UInt32(counter)), isFinal: isFinal)
+    }
+    _ = rig.post(.adopted([adopted(1, 7), adopted(2, 7, isFinal: true), adopted(3, 8)]))
+    _ = rig.post(.scanned(dead, complete: true))
+    #expect(answers(ask(1)) == [.pending])
+    #expect(answers(ask(2)) == [.stored], "delivered: there is nothing to lose")
+    _ = rig.post(.whole(segment: 8))
+    #expect(answers(ask(1)) == [.pending], "another segment has its copies")
+    #expect(answers(ask(3)) == [.stored])
+    _ = rig.post(.whole(segment: 7))
+    #expect(answers(ask(1)) == [.stored])
+    _ = rig.pass(PlacementLimits.remember + .seconds(1))
+    #expect(answers(ask(1)) == [.unknown], "forgotten, and not denied")
+}
+
+@Test func deliveredMessageOfASegmentThatLacksACopyIsSentAgain() {
+    var rig = Rig()
+    let key = MessageKey(ingress: run(2), counter: 4)
+    let ref = StoredMessageRef(segment: 7, record: 4)
+    _ = rig.post(.adopted([AdoptedKey(key: key, ref: ref, isFinal: false)]))
+    let asked = rig.post(.asked(Ask(key: key, receiver: run(9)), from: run(2)))
+    #expect(answers(asked) == [.pending])
+    #expect(asked.contains { if case .look(ref, key) = $0 { true } else { false } })
+    _ = rig.post(.final(key))
+    #expect(answers(rig.post(.asked(Ask(key: key, receiver: run(9)), from: run(2)))) == [.stored])
+    // Of a key that is not known so, "final" says nothing.
+    _ = rig.post(.final(MessageKey(ingress: run(2), counter: 5)))
+    #expect(rig.state.memory.count == 1)
+}
+
+/// The taker's own held copy is asked about within the node.
+@Test func ownHeldCopyIsWithdrawnForTheOneDiskOfThisNode() {
+    var rig = Rig()
+    _ = rig.post(.place(part(1), on: run(2)))
+    let stored = stores(rig.pass(.seconds(1)))[0]
+    let key = rig.state.key(stored.counter)
+    let ref = StoredMessageRef(segment: 0, record: 5)
+    _ = rig.post(.stored(counter: stored.counter, .durable(.elsewhere)))
+    _ = rig.post(.held(ref, key, receiver: run(2)))
+    _ = rig.post(.nodes([run(1), run(3)]))
+    let place = StoredMessageRef(segment: 7, record: 1)
+    _ = rig.post(.adopted([AdoptedKey(key: key, ref: place, isFinal: false)]))
+    func withdrawn(_ actions: [SubmitAction]) -> Bool {
+        actions.contains { if case .withdraw(ref) = $0 { true } else { false } }
+    }
+    for _ in 0..<100 { #expect(!withdrawn(rig.pass(.milliseconds(100)))) }
+    _ = rig.post(.whole(segment: 7))
+    let actions = (0..<6).flatMap { _ in rig.pass(.milliseconds(100)) }
+    #expect(withdrawn(actions) && rig.state.openQuestions == 0)
+}
+
+@Test func wholeSegmentsPileUp() {
+    var memory = KeyMemory()
+    let bound = UInt32(PlacementLimits.wholeSegments)
+    for segment in 0..<(bound + 5) {
+        let ref = StoredMessageRef(segment: segment, record: 0)
+        memory.remember(MessageKey(ingress: run(2), counter: UInt64(segment)), .adopted(ref), at: .epoch)
+        memory.whole(segment, at: .epoch + .seconds(1))
+    }
+    #expect(memory[MessageKey(ingress: run(2), counter: 5)] == .have)
+    #expect(memory[MessageKey(ingress: run(2), counter: UInt64(bound))] != .have, "past the bound")
+    memory.expire(at: .epoch + .seconds(42))
+    memory.whole(bound + 5, at: .epoch + .seconds(42))
+    let ref = StoredMessageRef(segment: bound + 5, record: 0)
+    memory.remember(MessageKey(ingress: run(2), counter: 1), .adopted(ref), at: .epoch + .seconds(42))
+    #expect(memory[MessageKey(ingress: run(2), counter: 1)] == .have, "room again")
 }
 
 @Test func spoolThatAnswersNothingIsFilled() {

@@ -18,6 +18,9 @@ struct SubmitWorld {
         case notice(NodeRun)
         case adopt(NodeRun, by: Int)
         case restart(Int)
+        /// The segments that this run took over then have all their copies again.
+        case whole(NodeRun, segment: UInt32)
+        case deliver(NodeRun, StoredMessageRef)
     }
 
     struct Copy {
@@ -26,6 +29,8 @@ struct SubmitWorld {
         let heldFor: NodeRun?
         let ref: StoredMessageRef
         var final: Bool
+        /// On this disk only.
+        var isAlone = false
     }
 
     struct Node {
@@ -47,6 +52,8 @@ struct SubmitWorld {
     var counted: [SubmitCount: Int] = [:]
     var messageOf: [MessageKey: UInt64] = [:]
     var refs: UInt32 = 0
+    /// Handles of segments that were taken over are behind those of own ones.
+    var adoptions: UInt32 = 4
     var quiet = false
     var down: Int?
     var violations: [String] = []
@@ -132,6 +139,9 @@ struct SubmitWorld {
             for index in nodes.indices where nodes[index].isUp { post(.lost(run.node), index) }
         case .adopt(let run, let by): adopt(run, by)
         case .restart(let index): restart(index)
+        case .whole(let run, let segment): whole(run, segment)
+        case .deliver(let run, let ref):
+            if let index = index(of: run) { settle(ref, index, delivered: true) }
         }
     }
 
@@ -173,6 +183,8 @@ struct SubmitWorld {
         case .finished(let message, let outcome):
             answered[message, default: 0] += 1
             if case .durable = outcome { accepted.insert(message) }
+        case .look(let ref, let key):
+            if nodes[index].disk.contains(where: { $0.ref == ref && $0.final }) { post(.final(key), index) }
         case .release(let ref): settle(ref, index, delivered: true)
         case .withdraw(let ref): settle(ref, index, delivered: false)
         case .count(let count): counted[count, default: 0] += 1
@@ -185,6 +197,13 @@ struct SubmitWorld {
             return
         }
         nodes[index].disk[at].final = true
+        let message = nodes[index].disk[at].message
+        if !delivered, deliveries[message, default: 0] == 0 {
+            let others = nodes.flatMap(\.disk).filter { $0.message == message && $0.heldFor == nil }
+            if !others.isEmpty, others.allSatisfy(\.isAlone) {
+                violations.append("message \(message) withdrawn for a copy on one disk")
+            }
+        }
         if delivered { deliveries[nodes[index].disk[at].message, default: 0] += 1 }
     }
 
@@ -237,11 +256,13 @@ struct SubmitWorld {
     }
 
     @discardableResult
-    mutating func append(_ index: Int, _ message: UInt64, _ key: MessageKey?, _ heldFor: NodeRun?) -> Copy {
+    mutating func append(
+        _ index: Int, _ message: UInt64, _ key: MessageKey?, _ heldFor: NodeRun?, in segment: UInt32? = nil
+    ) -> Copy {
         refs += 1
         let copy = Copy(
-            message: message, key: key, heldFor: heldFor, ref: StoredMessageRef(segment: UInt32(index), record: refs),
-            final: false)
+            message: message, key: key, heldFor: heldFor,
+            ref: StoredMessageRef(segment: segment ?? UInt32(index), record: refs), final: false)
         nodes[index].disk.append(copy)
         return copy
     }
@@ -265,19 +286,35 @@ struct SubmitWorld {
         if by == down { start(down) }
         let found = nodes[down].disk
         nodes[down].disk = []
-        post(.adopted(found.filter { $0.heldFor == nil }.compactMap(\.key)), by)
+        let own = nodes[by].run
+        adoptions += 1
+        let segment = adoptions
         for copy in found {
-            let mine = append(by, copy.message, copy.key, copy.heldFor)
-            if copy.final {
-                nodes[by].disk[nodes[by].disk.count - 1].final = true
-            } else if let heldFor = copy.heldFor, let key = copy.key {
+            let mine = append(by, copy.message, copy.key, copy.heldFor, in: segment)
+            nodes[by].disk[nodes[by].disk.count - 1].final = copy.final
+            nodes[by].disk[nodes[by].disk.count - 1].isAlone = true
+            if copy.heldFor == nil, let key = copy.key {
+                post(.adopted([AdoptedKey(key: key, ref: mine.ref, isFinal: copy.final)]), by)
+            }
+            guard !copy.final else { continue }
+            if let heldFor = copy.heldFor, let key = copy.key {
                 post(.held(mine.ref, key, receiver: heldFor), by)
             } else {
-                settle(mine.ref, by, delivered: true)
+                // Its receiver may be away for long.
+                add(.deliver(own, mine.ref), after: chance(0.5) ? span(1, 500) : span(1_000, 30_000))
             }
         }
+        add(.whole(own, segment: segment), after: chance(0.7) ? span(3_000, 8_000) : span(8_000, 30_000))
         for index in nodes.indices where nodes[index].isUp { post(.scanned(old, complete: true), index) }
         if by != down { add(.restart(down), after: span(500, 5_000)) } else { self.down = nil }
+    }
+
+    mutating func whole(_ run: NodeRun, _ segment: UInt32) {
+        guard let index = index(of: run) else { return }
+        for place in nodes[index].disk.indices where nodes[index].disk[place].ref.segment == segment {
+            nodes[index].disk[place].isAlone = false
+        }
+        post(.whole(segment: segment), index)
     }
 
     mutating func start(_ index: Int) {

@@ -59,6 +59,73 @@ private typealias Rig = TakeoverRig
         #expect(rig.permits.last == .some(.some(Instant(nanoseconds: .max))))
     }
 
+    /// Else a held copy is withdrawn for the only one that is left (CLUSTER_MODEL 21).
+    @Test func segmentWithOneCopyIsCalledWhole() {
+        var rig = Rig()
+        rig.take()
+        var saidAt: [TakeoverAction] = []
+        rig.list([rig.state.registry.keys[Rig.id]].compactMap { $0 }, alive: [Rig.thirdNode])
+        var named: SegmentKey?
+        for _ in 0..<80 where named == nil {
+            rig.pass(.milliseconds(100))
+            saidAt += rig.actions
+            named = rig.stores.first { $0.joining == Rig.third }
+        }
+        guard let named else {
+            Issue.record("no new copy is begun")
+            return
+        }
+        rig.commit(named, revision: 8)
+        rig.pass(.milliseconds(100))
+        saidAt += rig.actions
+        rig.give(.copied(Rig.id, epoch: 2, Rig.third, complete: true))
+        rig.pass(.milliseconds(100))
+        saidAt += rig.actions
+        #expect(!saidAt.contains(.whole(Rig.id)), "before the new member has said that it has it")
+        rig.give(
+            .reported(Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: false, outcomeOctets: 0), from: Rig.thirdRun))
+        let joined = rig.stores.first
+        #expect(joined?.ensemble == [Rig.mine, Rig.third])
+        if let joined { rig.commit(joined, revision: 9) }
+        rig.pass(.milliseconds(100))
+        #expect(rig.actions.contains(.whole(Rig.id)))
+        rig.pass(.milliseconds(100))
+        #expect(!rig.actions.contains(.whole(Rig.id)), "said again and again")
+    }
+
+    @Test func segmentIsCalledWholeWithAMemberThatIsShort() {
+        for (end, isWhole) in [(Int64(2048), false), (4096, true)] {
+            var rig = Rig()
+            var key = Rig.key()
+            key.state = .sealed(at: 4096)
+            key.ensemble = [Rig.mine, Rig.third]
+            rig.list([key], alive: [Rig.thirdNode])
+            if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+            let report = BatonSpool.CopyReport(end: 4096, tailInvalid: false, outcomeOctets: 0)
+            rig.give(.copySealed(Rig.id, epoch: 2, .sealed(report)))
+            rig.give(
+                .reported(
+                    Rig.id, epoch: 2, .sealed(end: end, tailInvalid: false, outcomeOctets: 0), from: Rig.thirdRun))
+            rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.third, complete: true))
+            rig.give(.adopted(Rig.id, epoch: 2, success: true))
+            rig.pass(.milliseconds(100))
+            #expect(rig.actions.contains(.whole(Rig.id)) == isWhole, "\(end)")
+        }
+    }
+
+    /// Nothing of it is left: what was asked about it was delivered.
+    @Test func finishedSegmentIsNeverCalledWhole() {
+        var rig = Rig()
+        rig.take()
+        rig.give(.drained(Rig.id))
+        guard let finished = rig.stores.first, finished.state == .finished else {
+            Issue.record("not finished")
+            return
+        }
+        rig.commit(finished, revision: 8)
+        #expect(rig.actions.contains(.whole(Rig.id)))
+    }
+
     /// A member that lives is waited for: its promise, or a second of silence.
     @Test func livingMemberIsMarkedStaleAtOnce() {
         var rig = Rig()

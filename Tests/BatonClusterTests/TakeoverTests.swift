@@ -103,13 +103,14 @@ import Testing
         let environment = ProcessInfo.processInfo.environment
         let first = environment["BATON_SEED"].flatMap { UInt64($0) } ?? 1
         let count = environment["BATON_SEEDS"].flatMap { UInt64($0) } ?? 12
-        var (takeovers, dots, returns) = (0, 0, 0)
+        var (takeovers, dots, returns, wholes) = (0, 0, 0, 0)
         var moves = TakeoverWorld.Moves()
         for seed in first..<(first + count) {
             let world = run(seed)
             takeovers += world.takeovers
             dots += world.dots
             returns += world.returns
+            wholes += world.wholes
             moves.add(world.moves)
             #expect(world.violations.isEmpty, "seed \(seed): \(world.faults) \(world.violations.prefix(3))")
             let left = world.keys.values.filter { $0.id.index < 1 << 40 && !world.waitsForAnOperator($0) }
@@ -121,6 +122,7 @@ import Testing
         // A run that takes nothing over, or sends nothing, checks nothing.
         #expect(takeovers > Int(count))
         #expect(dots > 100 * Int(count))
+        #expect(wholes > Int(count), "no segment ever has its copies again")
         if environment["BATON_COVERAGE"] != nil { print("cleanings: \(moves.counts), returns: \(returns)") }
         #expect(moves.committed.count > Int(count), "nothing is ever cleaned")
         #expect(moves.decidedVoid > 0 && moves.decidedLive > 0, "no taker ever decides about a move")

@@ -58,6 +58,8 @@ struct TakeoverWorld {
     var takeovers = 0
     /// Replaced members that may be given a copy again.
     var returns = 0
+    /// Segments that were called whole.
+    var wholes = 0
     var faults: [String] = []
     var violations: [String] = []
     var moves = Moves()
@@ -172,6 +174,9 @@ struct TakeoverWorld {
         case .sendOutcomes(let id, let epoch, let member, let from, let upTo):
             send(outcomes: id, epoch, from, upTo, of: node, to: member.node)
         case .settled, .tookOver: break
+        case .whole(let id):
+            if let wrong = wholeTooSoon(id, by: node) { violations.append(wrong) }
+            wholes += 1
         case .copy(let key, let joiner):
             let length = key.sealedAt ?? 0
             // Only who knows that it is to have a copy takes one.
@@ -413,6 +418,20 @@ struct TakeoverWorld {
         if let target = key.target.flatMap({ keys[$0] }), waitsForAnOperator(target) { return true }
         guard let copy = machines[key.drainer.node]?.copies[key.id] else { return false }
         return copy.hasFailed && key.ensemble.allSatisfy { $0.node == key.drainer.node || key.stale.contains($0) }
+    }
+
+    /// Said only when every member of the ensemble has the segment, or nothing is left of it.
+    func wholeTooSoon(_ id: SegmentID, by node: NodeID) -> String? {
+        guard let key = machines[node]?.state.registry.keys[id], key.state != .finished else { return nil }
+        guard let length = key.sealedAt else { return "\(id) is called whole before it is sealed" }
+        for other in key.ensemble where other.node != node && machines[other.node]?.disk == other.diskID {
+            let copy = machines[other.node]?.copies[id] ?? Copy()
+            // It has sealed for this drainer, and said what it had. It may have died or rotted since.
+            if copy.sealEpoch < key.drainEpoch || copy.end < length && !copy.tailInvalid {
+                return "\(id) is called whole, \(other.node) has \(copy.end) of \(length), seal \(copy.sealEpoch)"
+            }
+        }
+        return nil
     }
 
     /// Invariant 3: permission in two epochs of a segment at the same instant, a paused machine's included.

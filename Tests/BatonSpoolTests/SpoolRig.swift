@@ -70,6 +70,9 @@ final class Jobs: JobReceiving, UnreportedReceiving {
         var messages: [AcceptedMessage] = []
         var outcomes: [UnreportedOutcome] = []
         var receptions: [Envelope] = []
+        var submits: [FoundSubmit] = []
+        /// How many messages had been handed over when the first of these came.
+        var messagesBeforeSubmits: Int?
         /// Messages of each call.
         var batches: [Int] = []
     }
@@ -83,6 +86,13 @@ final class Jobs: JobReceiving, UnreportedReceiving {
     }
     func unreported(outcomes: [UnreportedOutcome]) { state.withLock { $0.outcomes += outcomes } }
     func unreported(receptions: [Envelope]) { state.withLock { $0.receptions += receptions } }
+
+    func found(submits: [FoundSubmit]) {
+        state.withLock { state in
+            state.messagesBeforeSubmits = state.messagesBeforeSubmits ?? state.messages.count
+            state.submits += submits
+        }
+    }
 
     var messages: [AcceptedMessage] { state.withLock { $0.messages } }
     var outcomes: [UnreportedOutcome] { state.withLock { $0.outcomes } }

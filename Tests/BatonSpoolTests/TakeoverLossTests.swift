@@ -21,14 +21,19 @@ private struct Pair {
     let sink = Sink()
     let id: SegmentID
 
-    init(messages: UInt64 = 3) throws {
+    init(messages: UInt64 = 3, marked: Bool = false) throws {
         taker = try ClusterRig("n2", on: disk, registry: registry, time: time, seed: 2)
         backup = WiredBackup(taker.copies, taker.member)
         writer = try ClusterRig("n1", on: MemoryDisk(), registry: registry, time: time, seed: 1, backup: backup)
         let spool = writer.spool
         backup.state.withLock { $0.receiver = spool }
         for number in 1...messages {
-            spool.submit([Mail(number).submission(token: number, sink: sink)])
+            let mail = Mail(number)
+            spool.submit([
+                Submission(
+                    envelope: marked ? mail.envelope.part(nil, submit: Self.mark(number)) : mail.envelope,
+                    body: .whole(mail.body), token: number, sink: sink)
+            ])
             spool.pump()
             #expect(sink.ref(number) == nil, "250 with one copy")
             taker.copies.pump()
@@ -36,6 +41,15 @@ private struct Pair {
         }
         let ref = try #require(sink.ref(messages))
         id = try #require(spool.segment(of: ref.segment))
+    }
+
+    /// As another node's SUBMIT; the last message of three is its own held copy.
+    static func mark(_ number: UInt64) -> SubmitMark {
+        let run = (node: NodeID(name: "n9"), incarnation: Incarnation(value: 9))
+        return SubmitMark(
+            ingress: run.node, ingressIncarnation: run.incarnation, counter: number,
+            held: number == 3
+                ? SubmitMark.HeldFor(receiver: NodeID(name: "n8"), incarnation: Incarnation(value: 8)) : nil)
     }
 
     /// What the cluster does once the writer is gone for good, up to the adoption.
@@ -108,6 +122,39 @@ private struct Missing: Error {}
     let epochs = taker.news.state.withLock { $0.epochs[pair.id] ?? [] }
     #expect(!epochs.isEmpty && epochs.allSatisfy { $0 == 2 }, "news of an epoch that is over")
     #expect(taker.jobs.messages.map(\.envelope.id) == [Mail.id(2), Mail.id(3)], "the outcome was final")
+    taker.stop()
+}
+
+/// A message with nothing left to deliver is known as well, whatever the event log has, and before the queue has the others (S5, S7).
+@Test func keysOfATakenSegmentAreToldLateOrNotAtAll() throws {
+    let pair = try Pair(marked: true)
+    let taker = pair.taker
+    pair.writer.spool.record([
+        Outcome(
+            job: JobRef(message: try #require(pair.sink.ref(1)), recipient: 0), at: pair.time.now(),
+            verdict: .delivered, attempts: 1, reply: nil, peer: nil, report: nil)
+    ])
+    pair.writer.ticks(1)
+    let octets = try #require(pair.writer.disk.inner.contents(pair.writer.path(SegmentName(pair.id).outcomeFile)))
+    taker.copies.recordOutcomes(pair.id, epoch: 1, from: 0, ByteBuffer(bytes: octets)) { _ in }
+    taker.copies.pump()
+    let report = try pair.takeOver()
+    let submits = taker.jobs.state.withLock { $0.submits }
+    #expect(submits.map(\.mark.counter) == [1, 2], "held copies ask, they do not answer")
+    #expect(submits.map(\.isFinal) == [true, false])
+    #expect(submits.allSatisfy { $0.ref.segment == report.handle })
+    #expect(taker.jobs.state.withLock { $0.messagesBeforeSubmits } == 0)
+    let (first, second) = (submits[0].ref, submits[1].ref)
+    #expect(taker.spool.isFinal(first) && !taker.spool.isFinal(second))
+    taker.spool.record([
+        Outcome(
+            job: JobRef(message: second, recipient: 0), at: pair.time.now(), verdict: .delivered, attempts: 1,
+            reply: nil, peer: nil, report: nil)
+    ])
+    taker.ticks(1)
+    #expect(taker.spool.isFinal(second))
+    // Of what is not here any more nothing is said.
+    #expect(!taker.spool.isFinal(StoredMessageRef(segment: report.handle + 7, record: 0)))
     taker.stop()
 }
 

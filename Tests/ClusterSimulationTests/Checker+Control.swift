@@ -65,6 +65,7 @@ extension Checker {
             return
         }
         guard let old = before.keys[wanted.id] else { return registered(new, run) }
+        drainers[log(new.id, new.drainEpoch)] = run.index(new.drainer.node)
         if new.drainEpoch < old.drainEpoch { fail("drain epoch of \(new.id.index) fell") }
         switch (old.state, new.state) {
         case (.open, .open), (.open, .sealed), (.sealed, .finished), (.finished, .finished): break

@@ -1,5 +1,6 @@
 // Final dots: permission, the window, and an explanation for every message that arrives twice.
 import BatonCore
+import BatonModel
 import BatonSpool
 
 @testable import BatonCluster
@@ -100,16 +101,29 @@ extension Checker {
                 }
                     == true
             }
+            // Or a drainer in between had lost it so, went on while those that have it were away, and the members since have what it had
+            // (seed 41689).
+            let fallen = drainers.contains { drained, host in
+                drained.segment == arrival.dot.segment && drained.epoch <= arrival.dot.epoch
+                    && same.contains { $0.settled && $0.dot.epoch < drained.epoch }
+                    && lostOutcomes[host]?.contains(name) == true
+            }
+            let members = run.controlPlane.keys[arrival.dot.segment].map { key in
+                key.ensemble.filter { !key.stale.contains($0) }.map { run.index($0.node) }
+            }
+            if fallen, holders.allSatisfy({ members?.contains($0) == false }) { return takeBack(recipient) }
             if holders.isEmpty, !lostHosts.isEmpty || lostOutcomes.values.contains(where: { $0.contains(name) }) {
                 return takeBack(recipient)
             }
             return fail("duplicate: settled outcome of \(recipient.mail.low) sent again: \(describe(before, arrival))")
         }
         guard let last = same.last else { return }
+        // Outcomes were lost where they stood; a cleaning may have moved the message since (seed 89045).
+        let once = Entry(segment: last.dot.segment, job: last.dot.job)
         // The same for an outcome that its own drainer lost while it was settled through a backup that is down now.
-        if same.contains(where: \.onceSettled), lostOutcomes[arrival.host]?.contains(name) == true { return }
+        if same.contains(where: \.onceSettled), lostOutcomes[arrival.host]?.contains(once) == true { return }
         // P5's exception before it was in doubt: a backup had it and lost it, and the drainer fell before it could send it again.
-        if lostOutcomes.contains(where: { $0.key != last.host && $0.value.contains(name) }) { return }
+        if lostOutcomes.contains(where: { $0.key != last.host && $0.value.contains(once) }) { return }
         // Of one segment, at most the dots in doubt at one moment; of all, a drainer may be taken over in two steps.
         let doubled = Doubled(
             host: last.host, incarnation: last.incarnation, log: log(last.dot.segment, last.dot.epoch))

@@ -93,6 +93,8 @@ final class Checker {
     /// How much of a log was handed to a disk.
     var logged: [Log: Int] = [:]
     var recorded: [Log: [Int: Recipient]] = [:]
+    /// Who drained a segment in which epoch.
+    var drainers: [Log: Int] = [:]
     var powerLosses: [Int: [Instant]] = [:]
     /// Outcomes that a host had and lost with its power, unsynced.
     var lostOutcomes: [Int: Set<Entry>] = [:]

@@ -208,6 +208,7 @@ struct Fingerprint {
             print.add(question.witnesses)
         }
         add(submits.pruneAt)
+        add(submits.forgotten) { print, key in print.add(key) }
     }
 
     // MARK: A disk and the control plane

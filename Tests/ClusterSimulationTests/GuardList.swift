@@ -61,4 +61,6 @@ let redGuards: [RemovedGuard] = [
     RemovedGuard(name: "rebuiltIsMarked", bit: .rebuiltIsMarked, seed: 55),
     RemovedGuard(name: "haveWhenCopied", bit: .haveWhenCopied, seed: 5),
     RemovedGuard(name: "orderedIncarnations", bit: .orderedIncarnations, seed: 1, plan: Plan.lateFramesOfTheDead),
+    RemovedGuard(name: "voidIsNotHad", bit: .voidIsNotHad, seed: 50547),
+    RemovedGuard(name: "forgottenIsUnknown", bit: .forgottenIsUnknown, seed: 42573),
 ]

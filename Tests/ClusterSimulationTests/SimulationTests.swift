@@ -125,6 +125,14 @@ func trace(_ seed: UInt64, guards: Guards = .all) -> String {
             // An open segment without mail was not sealed when its backup's disk was declared lost, and what was moved into it
             // was never decided on all members.
             18218, 26970, 31318, 78246, 83445,
+            // The drainer of a cleaning's target remembered a key of what had been moved there in vain, and said "have" for a message
+            // that stood on one disk elsewhere.
+            50547,
+            // A receiver said "no" about a key that it had forgotten: the taker of the held copy had been slow to ask.
+            42573, 42811,
+            // The checker: a drainer that had lost a settled outcome with its power fell before it sent the message again; outcomes
+            // that were lost where the message stood before it was moved.
+            41689, 89045,
         ] as [UInt64]) func seedThatOnceFailed(_ seed: UInt64)
     {
         let run = runSeed(seed)

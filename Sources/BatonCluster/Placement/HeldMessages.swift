@@ -6,7 +6,7 @@ import Synchronization
 
 /// What `HeldMessages` tells about copies with a SUBMIT's mark. Any thread; called without a lock held.
 package protocol HeldReporting: AnyObject, Sendable {
-    func found(held: [(ref: StoredMessageRef, key: MessageKey, receiver: NodeRun)], stored: [MessageKey])
+    func found(held: [(ref: StoredMessageRef, key: MessageKey, receiver: NodeRun)])
 }
 
 /// `JobReceiving` between spool and queue: passes everything on but held copies (PROTOCOL S6), which it keeps until `release` or
@@ -45,20 +45,13 @@ package final class HeldMessages: JobReceiving {
     package var count: Int { state.withLock { $0.waiting.count } }
 
     package func receive(_ messages: [AcceptedMessage]) {
-        guard messages.contains(where: { $0.envelope.submit != nil }) else { return queue.receive(messages) }
+        guard messages.contains(where: { $0.envelope.submit?.held != nil }) else { return queue.receive(messages) }
         var passed: [AcceptedMessage] = []
         var held: [(ref: StoredMessageRef, key: MessageKey, receiver: NodeRun)] = []
-        var stored: [MessageKey] = []
         var overflow = 0
         let reporter: (any HeldReporting)? = state.withLock { state in
             for message in messages {
-                guard let mark = message.envelope.submit else {
-                    passed.append(message)
-                    continue
-                }
-                guard let receiver = mark.held else {
-                    // A fresh one is answered for by its SUBMIT's result.
-                    if message.progress != nil { stored.append(MessageKey(mark)) }
+                guard let mark = message.envelope.submit, let receiver = mark.held else {
                     passed.append(message)
                     continue
                 }
@@ -80,7 +73,7 @@ package final class HeldMessages: JobReceiving {
             return state.reporter
         }
         if overflow > 0 { counts.add(.maybeDuplicate, overflow) }
-        if !held.isEmpty || !stored.isEmpty { reporter?.found(held: held, stored: stored) }
+        if !held.isEmpty { reporter?.found(held: held) }
         if !passed.isEmpty { queue.receive(passed) }
     }
 

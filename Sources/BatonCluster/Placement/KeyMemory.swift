@@ -1,5 +1,6 @@
 // What a receiver remembers of message keys (PROTOCOL S1, S5, S7).
 import BatonCore
+import BatonModel
 import BatonPeer
 
 /// Answers by key, for `PlacementLimits.remember` and at most `PlacementLimits.remembered`. What is forgotten is never denied:
@@ -10,6 +11,8 @@ package struct KeyMemory: Sendable {
         case have
         case refused
         case unknown
+        /// Found in a segment taken over that does not have all its copies again.
+        case adopted(StoredMessageRef)
     }
 
     private struct Entry {
@@ -22,6 +25,8 @@ package struct KeyMemory: Sendable {
     /// In the order of remembering, for expiry; holds a key as often as it was remembered anew.
     private var queue: [(key: MessageKey, at: Instant)] = []
     private var head = 0
+    /// Segments taken over that have all their copies, and since when that is known: as long as a key of theirs may be remembered.
+    private var wholeSince: [UInt32: Instant] = [:]
     private var forgotten: [NodeRun: UInt64] = [:]
     /// More runs than the bound were forgotten: nothing unknown is denied any more.
     private var forgotRuns = false
@@ -33,7 +38,17 @@ package struct KeyMemory: Sendable {
     package var count: Int { entries.count }
     package var isFull: Bool { entries.count >= bound }
 
-    package subscript(key: MessageKey) -> Fate? { entries[key]?.fate }
+    package subscript(key: MessageKey) -> Fate? {
+        guard let fate = entries[key]?.fate else { return nil }
+        if case .adopted(let ref) = fate, wholeSince[ref.segment] != nil { return .have }
+        return fate
+    }
+
+    /// Everything that was found in this segment is as safe as it was promised. Past the bound it is not noted.
+    package mutating func whole(_ segment: UInt32, at now: Instant) {
+        guard wholeSince.count < PlacementLimits.wholeSegments || wholeSince[segment] != nil else { return }
+        wholeSince[segment] = now
+    }
 
     /// Whether this key may have been known once.
     package func mayBeForgotten(_ key: MessageKey) -> Bool {
@@ -49,6 +64,8 @@ package struct KeyMemory: Sendable {
     }
 
     package mutating func expire(at now: Instant) {
+        // Its keys are older.
+        for (segment, since) in wholeSince where now - since > PlacementLimits.remember { wholeSince[segment] = nil }
         while head < queue.count, now - queue[head].at > PlacementLimits.remember { dropHead() }
         if head > 4_096, head * 2 > queue.count {
             queue.removeFirst(head)

@@ -22,6 +22,8 @@ package enum PlacementLimits {
     package static let remember = TimeSpan.seconds(40)
     /// Keys that a receiver remembers.
     package static let remembered = 262_144
+    /// Segments taken over of which it is remembered that they have all their copies again.
+    package static let wholeSegments = 4_096
     /// Incoming SUBMITs that wait for the spool.
     package static let incoming = 4_096
     /// Runs of ingress nodes of which something was forgotten.

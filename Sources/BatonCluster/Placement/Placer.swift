@@ -54,12 +54,14 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
     private let transport: any SubmitTransport
     private let time: any TimeSource
     private let counts: PlacementCounts
+    private let isFinal: @Sendable (StoredMessageRef) -> Bool
 
-    /// `local`: this node's own way to its disk, with its admission. `held` stands between the spool and the queue.
+    /// `local`: this node's own way to its disk, with its admission. `held` stands between the spool and the queue. `isFinal`: whether
+    /// nothing of a stored message is left to be delivered; never blocks.
     package init(
         own: NodeRun, spreadRate: Double, local: any MessageSubmitting, held: HeldMessages,
         transport: any SubmitTransport, time: any TimeSource, counts: PlacementCounts = PlacementCounts(),
-        guards: SubmitGuards = .all
+        guards: SubmitGuards = .all, isFinal: @escaping @Sendable (StoredMessageRef) -> Bool = { _ in false }
     ) {
         state = Mutex(
             State(
@@ -71,6 +73,7 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
         self.transport = transport
         self.time = time
         self.counts = counts
+        self.isFinal = isFinal
         held.bind(self)
     }
 
@@ -142,9 +145,8 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
         }
     }
 
-    package func found(held: [(ref: StoredMessageRef, key: MessageKey, receiver: NodeRun)], stored: [MessageKey]) {
+    package func found(held: [(ref: StoredMessageRef, key: MessageKey, receiver: NodeRun)]) {
         run { state, now, work in
-            if !stored.isEmpty { work.post(.adopted(stored), &state.submits, now) }
             for copy in held { work.post(.held(copy.ref, copy.key, receiver: copy.receiver), &state.submits, now) }
         }
     }
@@ -213,6 +215,7 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
         var submits: [(key: MessageKey, part: OutgoingPart, receiver: NodeRun)] = []
         var released: [StoredMessageRef] = []
         var withdrawn: [StoredMessageRef] = []
+        var looks: [(ref: StoredMessageRef, key: MessageKey)] = []
         var arriving: MessageKey?
 
         mutating func post(_ event: SubmitEvent, _ submits: inout SubmitState, _ now: Instant) {
@@ -261,6 +264,7 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
                 BatonModel.Submission(
                     envelope: incoming.envelope, body: .whole(incoming.body), token: token, sink: self))
         case .finished(let message, let outcome): finished(message, outcome, &state, &work)
+        case .look(let ref, let key): work.looks.append((ref, key))
         case .release(let ref): work.released.append(ref)
         case .withdraw(let ref): work.withdrawn.append(ref)
         case .count(let count): counts.add(count)
@@ -293,8 +297,10 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
         if !work.released.isEmpty { held.release(work.released) }
         if !work.withdrawn.isEmpty { held.withdraw(work.withdrawn) }
         for item in work.results { item.sink.submissionsFinished(item.results) }
-        guard !unsent.isEmpty else { return }
+        let final = work.looks.filter { isFinal($0.ref) }
+        guard !unsent.isEmpty || !final.isEmpty else { return }
         run { state, now, work in
+            for look in final { work.post(.final(look.key), &state.submits, now) }
             for counter in unsent { work.post(.notSent(counter: counter), &state.submits, now) }
         }
     }

@@ -18,7 +18,8 @@ package struct SubmitGuards: OptionSet, Hashable, Sendable {
     package static let noOnlyWhenScanned = SubmitGuards(rawValue: 16)
     package static let heldIsStored = SubmitGuards(rawValue: 32)
     package static let forgottenIsUnknown = SubmitGuards(rawValue: 64)
-    package static let all = SubmitGuards(rawValue: 127)
+    package static let haveWhenCopied = SubmitGuards(rawValue: 128)
+    package static let all = SubmitGuards(rawValue: 255)
 }
 
 extension SubmitState {

@@ -95,7 +95,12 @@ package struct SubmitState: StateMachine {
         case .stored(let counter, let outcome): stored(counter, outcome)
         case .held(let ref, let key, let receiver): held(ref, key, receiver)
         case .adopted(let keys):
-            for key in keys { memory.remember(key, .have, at: now) }
+            for found in keys {
+                let known = found.isFinal || !guards.contains(.haveWhenCopied)
+                memory.remember(found.key, known ? .have : .adopted(found.ref), at: now)
+            }
+        case .whole(let segment): memory.whole(segment, at: now)
+        case .final(let key): if case .adopted = memory[key] { memory.remember(key, .have, at: now) }
         case .scanned(let run, let complete):
             if complete, scanned.count < PlacementLimits.forgottenRuns {
                 scanned.insert(run)
@@ -231,7 +236,7 @@ package struct SubmitState: StateMachine {
             return reply(key, receiver, .refused(.otherIncarnation), to: sender.node)
         }
         switch memory[key] {
-        case .pending: return reply(key, receiver, .pending, to: sender.node)
+        case .pending, .adopted: return reply(key, receiver, .pending, to: sender.node)
         case .have: return reply(key, receiver, .stored, to: sender.node)
         case .refused: return reply(key, receiver, .refused(.notHere), to: sender.node)
         case .unknown: return reply(key, receiver, .unknown, to: sender.node)
@@ -279,6 +284,11 @@ package struct SubmitState: StateMachine {
         case .refused: return .refused(.notHere)
         case .unknown: return .unknown
         case .pending: return guards.contains(.pendingIsNotNo) ? .pending : .refused(.notHere)
+        // On this disk only, perhaps, and never acknowledged: the held copy stays until there are as many as promised.
+        // What is delivered needs no copy.
+        case .adopted(let ref):
+            actions.append(.look(ref, key))
+            return .pending
         case nil: break
         }
         if guards.contains(.forgottenIsUnknown), memory.mayBeForgotten(key) { return .unknown }

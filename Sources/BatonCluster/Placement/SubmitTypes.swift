@@ -22,6 +22,20 @@ package struct OutgoingPart: Sendable {
     var octets: Int { body.readableBytes + 512 + 64 * envelope.recipients.count }
 }
 
+/// The key of a message in a segment that this node drains now.
+package struct AdoptedKey: Hashable, Sendable {
+    package let key: MessageKey
+    package let ref: StoredMessageRef
+    /// Nothing of it is left to be delivered.
+    package let isFinal: Bool
+
+    package init(key: MessageKey, ref: StoredMessageRef, isFinal: Bool) {
+        self.key = key
+        self.ref = ref
+        self.isFinal = isFinal
+    }
+}
+
 package enum SubmitEvent: Sendable {
     /// The live runs, this one included, from the control plane.
     case nodes([NodeRun])
@@ -43,7 +57,11 @@ package enum SubmitEvent: Sendable {
     /// A held copy is durable here: a fresh one, or one that was found on disk.
     case held(StoredMessageRef, MessageKey, receiver: NodeRun)
     /// Keys of copies found in segments that this node drains now, finished messages included (S5, S7).
-    case adopted([MessageKey])
+    case adopted([AdoptedKey])
+    /// Every member of the segment's ensemble has all of it, or nothing of it is left to be delivered. Not said: no. After its keys.
+    case whole(segment: UInt32)
+    /// Asked for by `look`: nothing of the message is left to be delivered.
+    case final(MessageKey)
     /// Whether all segments of this run have drainers that live, and those that this node drains are scanned and their keys
     /// given by `adopted`. Not said: no (S5).
     case scanned(NodeRun, complete: Bool)
@@ -60,6 +78,8 @@ package enum SubmitAction: Sendable {
     case storeIncoming(MessageKey)
     /// Exactly once for each part.
     case finished(message: UInt64, SubmissionOutcome)
+    /// Say `final` if this message, found in a segment taken over, has a final outcome for every recipient by now.
+    case look(StoredMessageRef, MessageKey)
     case release(StoredMessageRef)
     case withdraw(StoredMessageRef)
     case count(SubmitCount)

@@ -196,6 +196,7 @@ struct ClusterDriver: Sendable {
                 notices.append(TakeoverNotice(segment: id, from: former, at: runtime.time.now()))
                 if notices.count > DriverLimits.notices { notices.removeFirst() }
             }
+        case .whole(let id): if let handle = parts?.handle(id) { runtime.handlers.whole(handle) }
         case .restart(let reason): runtime.onRestart(reason)
         }
     }

@@ -81,6 +81,8 @@ package struct ClusterHandlers: Sendable {
     package var tick: @Sendable () -> Void = {}
     /// Whether all segments of a run that is gone have a drainer that lives, and those of this node are read (PROTOCOL S5).
     package var scanned: @Sendable (Drainer, Bool) -> Void = { _, _ in }
+    /// A segment taken over (the ledger's handle) has all its copies again, on the cluster's thread; after it was read.
+    package var whole: @Sendable (UInt32) -> Void = { _ in }
 
     package init() {}
 }

@@ -77,6 +77,8 @@ struct DrainedSegment: Hashable, Sendable {
     var mendTriedAt: Int64?
     /// Nothing is open in it, by the spool's word.
     var drained = false
+    /// The shell was told that it has all its copies.
+    var wholeSaid = false
     var permitted: Instant?
     var settledSaid: Int64 = 0
     var lostSince: Instant?

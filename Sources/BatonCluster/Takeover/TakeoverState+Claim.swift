@@ -357,6 +357,28 @@ extension TakeoverState {
         tell(id)
     }
 
+    /// A taker answers for a SUBMIT's message only once every member of the ensemble, the new one too, has it
+    /// (docs/CLUSTER_MODEL.md, 21).
+    mutating func tellWhole(_ id: SegmentID) {
+        guard let drain = drains[id], !drain.wholeSaid, drain.phase == .ready, let key = registry.keys[id],
+            let length = key.sealedAt, drain.own?.end ?? 0 >= length
+        else { return }
+        let isWhole = key.ensemble.allSatisfy { other in
+            if other == member { return true }
+            guard let peer = drain.peers[other], peer.failing == nil, case .sealed(let end, _, _) = peer.report else {
+                return false
+            }
+            return end >= length
+        }
+        if isWhole { sayWhole(id) }
+    }
+
+    mutating func sayWhole(_ id: SegmentID) {
+        guard let drain = drains[id], !drain.isWritten, drain.phase == .ready, !drain.wholeSaid else { return }
+        drains[id]?.wholeSaid = true
+        actions.append(.whole(id))
+    }
+
     /// A frame of a higher epoch: this node drains the segment no more, whatever its own view of the key is.
     mutating func overtaken(_ id: SegmentID, by epoch: UInt64) {
         guard let drain = drains[id], drain.epoch < epoch else { return }

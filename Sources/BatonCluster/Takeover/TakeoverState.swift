@@ -167,6 +167,7 @@ package struct TakeoverState: StateMachine {
             tickTakeover(id)
             tickOutcomes(id)
             tickChanges(id)
+            tellWhole(id)
             tell(id)
         }
         tickCleaning()
@@ -247,6 +248,7 @@ package struct TakeoverState: StateMachine {
         if let drain = drains[key.id], !mine || drain.epoch != key.drainEpoch { dropDrain(key.id) }
         if mine, drains[key.id] == nil { beginDrain(key, former: before == me ? nil : before) }
         if key.state == .finished {
+            if mine { sayWhole(key.id) }
             drains[key.id] = nil
             if mine { beginFinishing(key) } else { unlinkCopy(key.id) }
         }

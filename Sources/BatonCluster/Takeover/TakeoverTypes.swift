@@ -98,6 +98,8 @@ package enum TakeoverAction: Hashable, Sendable {
     /// A copy without a key whose writer is gone: it may go if there is nothing in it (A4).
     case dropIfEmpty(SegmentID)
     case tookOver(SegmentID, from: Drainer)
+    /// A segment taken over has all its copies again, or nothing of it is left to be delivered. Once for each takeover.
+    case whole(SegmentID)
     case restart(ClusterState.RestartReason)
 }
 

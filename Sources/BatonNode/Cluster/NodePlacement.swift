@@ -34,33 +34,29 @@ final class NodePlacement: Sendable {
         held = HeldMessages(queue: queue, outcomes: spool, time: time)
         placer = Placer(
             own: own, spreadRate: spreadRate, local: spool, held: held,
-            transport: Transport(peers: cluster.transport), time: time)
+            transport: Transport(peers: cluster.transport), time: time, isFinal: { spool.isFinal($0) })
         drops = Drops(peers: cluster.transport, own: own)
         self.cluster = cluster
     }
 
-    /// In front of `relay`, for segments taken over: messages that are final already are known by their keys, too (PROTOCOL S7).
+    /// In front of `relay`, for segments taken over: their messages, final ones too, are known by their keys (PROTOCOL S5, S7).
     func keys(before relay: any UnreportedReceiving) -> any UnreportedReceiving {
-        FinishedKeys(placer: placer, relay: relay)
+        AdoptedKeys(placer: placer, relay: relay)
     }
 
-    private struct FinishedKeys: UnreportedReceiving {
+    private struct AdoptedKeys: UnreportedReceiving {
         let placer: Placer
         let relay: any UnreportedReceiving
 
-        func unreported(outcomes: [UnreportedOutcome]) {
-            tell(outcomes.map(\.envelope))
-            relay.unreported(outcomes: outcomes)
-        }
+        func unreported(outcomes: [UnreportedOutcome]) { relay.unreported(outcomes: outcomes) }
 
-        func unreported(receptions: [Envelope]) {
-            tell(receptions)
-            relay.unreported(receptions: receptions)
-        }
+        func unreported(receptions: [Envelope]) { relay.unreported(receptions: receptions) }
 
-        private func tell(_ envelopes: [Envelope]) {
-            let stored = envelopes.compactMap(\.submit).filter { $0.held == nil }.map { MessageKey($0) }
-            if !stored.isEmpty { placer.found(held: [], stored: stored) }
+        func found(submits: [FoundSubmit]) {
+            let keys = submits.map { found in
+                AdoptedKey(key: MessageKey(found.mark), ref: found.ref, isFinal: found.isFinal)
+            }
+            placer.post(.adopted(keys))
         }
     }
 
@@ -100,6 +96,7 @@ final class NodePlacement: Sendable {
                 placer.post(
                     .scanned(NodeRun(node: run.node, incarnation: run.incarnation), complete: complete))
             }
+            handlers.whole = { placer.post(.whole(segment: $0)) }
             handlers.membership = { view in
                 membership(view)
                 var nodes: [PlacementNode] = []

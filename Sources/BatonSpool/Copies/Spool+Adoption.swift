@@ -141,5 +141,8 @@ extension Spool: SegmentDraining {
         leave()
     }
 
+    /// Whether every recipient of the message has a final outcome; any thread.
+    package func isFinal(_ message: StoredMessageRef) -> Bool { ledger.isFinal(message) }
+
     package func segment(of handle: UInt32) -> SegmentID? { ledger.name(of: handle)?.id }
 }

@@ -12,7 +12,7 @@ package protocol StateMachine: Sendable {
 ///
 /// Inlinable, as all generics of the hot path: without their bodies other modules would run them unspecialized.
 package struct ActionBuffer<Action: Sendable>: Sendable {
-    @usableFromInline package var actions: [Action] = []
+    @usableFromInline package internal(set) var actions: [Action] = []
 
     @inlinable package init() {}
 

@@ -116,6 +116,22 @@ import Testing
         #expect(answered(rig, at: 9))
     }
 
+    /// It has registered before its disk was looked through.
+    @Test func startingMemberSaysThatAFileIsGoneWhichItHasNotFoundYet() {
+        var rig = Rig(lookedThrough: false)
+        let key = replaced()
+        rig.list([key], alive: [Rig.otherNode, Rig.thirdNode])
+        rig.give(.finishedAsked(Rig.id, from: Rig.other))
+        rig.give(.control(.read(Rig.id), .key(key)))
+        #expect(!answered(rig, at: 9))
+        rig.give(.started(copies: [Rig.id]))
+        rig.pass(.milliseconds(100))
+        rig.give(.control(.read(Rig.id), .key(key)))
+        #expect(!answered(rig, at: 9) && rig.actions.contains(.unlink(Rig.id)))
+        rig.give(.unlinked(Rig.id, gone: true))
+        #expect(answered(rig, at: 9))
+    }
+
     /// It is joining again by what the control plane says: it may have been given octets already.
     @Test func joiningMemberSaysThatItHasNoFile() {
         var rig = Rig()

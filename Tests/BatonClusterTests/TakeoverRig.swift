@@ -21,9 +21,9 @@ struct TakeoverRig {
     var state: TakeoverState
     var actions: [TakeoverAction] = []
 
-    init() {
+    init(lookedThrough: Bool = true) {
         state = TakeoverState(me: Self.me, disk: 1, seed: 1, at: now)
-        give(.started(copies: [Self.id]))
+        if lookedThrough { give(.started(copies: [Self.id])) }
         give(.registered)
         // T3 is over.
         now = now + .seconds(5)

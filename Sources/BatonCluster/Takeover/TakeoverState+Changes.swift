@@ -184,8 +184,8 @@ extension TakeoverState {
             confirming[id] = nil
             return
         }
-        // Not while a file is on its way out, the own drainer's included.
-        guard unlinking[id] == nil, drains[id] == nil, finishing[id] == nil else { return }
+        // Not before what lies here is known, nor while a file is on its way out, the own drainer's included.
+        guard knowsCopies, unlinking[id] == nil, drains[id] == nil, finishing[id] == nil else { return }
         if copies[id] == nil {
             confirming[id] = nil
             actions.append(.answerUnlinked(id, revision: key?.revision ?? 0, to: asker))

@@ -42,6 +42,8 @@ package struct TakeoverState: StateMachine {
     var cleaning: SegmentCleaning?
 
     var registered = false
+    /// What lies on this disk was looked through.
+    var knowsCopies = false
     var stopped = false
     /// This node leaves for good: whatever it claimed now would have to be claimed again.
     var leaving = false
@@ -78,7 +80,9 @@ package struct TakeoverState: StateMachine {
         swap(&actions, &output)
         defer { swap(&actions, &output) }
         switch event {
-        case .started(let ids): for id in ids { copies[id] = true }
+        case .started(let ids):
+            for id in ids { copies[id] = true }
+            knowsCopies = true
         case .registered:
             registered = true
             list()

@@ -43,10 +43,10 @@ final class PeerLink: Sendable {
         id: PeerSessionID, identity: PeerIdentity, limit: FrameCost, window: FrameCost, loop: any EventLoop,
         handler: PeerHandler
     ) {
-        self.window = window
         self.id = id
         self.identity = identity
         self.limit = limit
+        self.window = window
         self.loop = loop
         self.handler = NIOLoopBound(handler, eventLoop: loop)
     }

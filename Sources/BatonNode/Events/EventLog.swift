@@ -2,7 +2,6 @@
 import BatonCore
 import BatonModel
 import BatonRuntime
-import Glibc
 import Logging
 import Metrics
 import Synchronization

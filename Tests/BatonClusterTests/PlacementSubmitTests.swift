@@ -125,6 +125,26 @@ private func answers(_ actions: [SubmitAction]) -> [BatonPeer.SubmitAnswer] {
     #expect(stores(rig.post(.notSent(counter: unsent.counter))).count == 1)
 }
 
+/// S4: the first held copy was not acknowledged and may stand on a disk all the same; whoever takes that over asks for itself, hears
+/// the same "no" and releases it as well.
+@Test func heldCopyThatMayStandTwiceIsReleasedUncounted() {
+    for (refusal, counted) in [(SubmissionRefusal.storageFailed, 1), (.diskFull, 0)] {
+        var rig = Rig()
+        let key = submits(rig.post(.place(part(1), on: run(2))))[0]
+        let first = stores(rig.pass(PlacementLimits.deadline))
+        #expect(first.count == 1)
+        _ = rig.post(.stored(counter: key.counter, .refused(refusal)))
+        let again = stores(rig.pass(PlacementLimits.storeAgain))
+        #expect(again.count == 1)
+        _ = rig.post(.stored(counter: key.counter, .durable(.elsewhere)))
+        _ = rig.post(.held(.elsewhere, key, receiver: run(2)))
+        let no = rig.post(.submitted(Submitted(key: key, receiver: run(2), answer: .refused(.noRoom)), from: run(2)))
+        let released = no.contains { if case .release = $0 { true } else { false } }
+        let counts = no.count { if case .count(.maybeDuplicate) = $0 { true } else { false } }
+        #expect(released && counts == counted, "\(refusal)")
+    }
+}
+
 @Test func answerFromAStrangerCounts() {
     var rig = Rig()
     let key = submits(rig.post(.place(part(1), on: run(2))))[0]

@@ -121,7 +121,7 @@ extension SubmitState {
                 actions.append(.withdraw(copy))
             case .release(let counted):
                 actions.append(.count(.released))
-                if counted { actions.append(.count(.maybeDuplicate)) }
+                if counted || question.mayStandTwice { actions.append(.count(.maybeDuplicate)) }
                 actions.append(.release(copy))
             }
             return

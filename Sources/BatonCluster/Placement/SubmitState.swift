@@ -37,6 +37,8 @@ package struct SubmitState: StateMachine {
         var saidNo: Set<NodeRun> = []
         /// The held copy, once it is durable here.
         var copy: StoredMessageRef?
+        /// A held copy that was not acknowledged may stand on a disk beside the one that is.
+        var mayStandTwice = false
         var decision: Decision?
     }
 
@@ -192,6 +194,10 @@ package struct SubmitState: StateMachine {
         case (.storing, _), (.storingHeld, .durable): finish(counter, outcome)
         case (.storingHeld, .refused(let refusal)):
             parts[counter]?.stage = .hoping(refusal, since: now)
+            // S4: its octets may be on a disk, and its taker would ask for itself.
+            if case .storageFailed = refusal, guards.contains(.failedIsUnknown) {
+                questions[key(counter)]?.mayStandTwice = true
+            }
             if questions[key(counter)] == nil { finish(counter, outcome) }
             settle(key(counter))
         case (.sent, _), (.hoping, _): break

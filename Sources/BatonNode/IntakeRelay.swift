@@ -13,6 +13,8 @@ protocol MailTaking: Sendable {
     func receive(_ messages: [AcceptedMessage])
     /// False, and nothing taken, while too much waits already.
     func offer(_ messages: [AcceptedMessage]) -> Bool
+    /// Takes recipients out that are not being tried; `then` gets, for each, whether it was.
+    func drop(_ ended: [EndedElsewhere], then: @escaping @Sendable ([Bool]) -> Void)
 }
 
 extension QueuePartition: MailTaking {}
@@ -30,13 +32,18 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
 
     private let events: any EventRecording
     private let partitions: [any MailTaking]
+    private let outcomes: any OutcomeRecording
     private let time: any TimeSource
     private let received = Counter(label: "baton_messages_received_total")
     private let receivedRecipients = Counter(label: "baton_recipients_received_total")
+    private let lateOutcomes = Counter(label: "baton_takeover_late_outcomes_total")
 
-    init(events: any EventRecording, partitions: [any MailTaking], time: any TimeSource) {
+    init(
+        events: any EventRecording, partitions: [any MailTaking], outcomes: any OutcomeRecording, time: any TimeSource
+    ) {
         self.events = events
         self.partitions = partitions
+        self.outcomes = outcomes
         self.time = time
     }
 
@@ -103,6 +110,26 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
                     type: type, at: outcome.at, envelope: item.envelope, recipient: outcome.job.recipient,
                     attempts: outcome.attempts, reply: outcome.reply, peer: outcome.peer)
             })
+    }
+
+    /// Event first, then the outcome, as every final one; and both only for what has left the queue, so that an attempt under way has
+    /// its own outcome.
+    func late(outcomes found: [UnreportedOutcome]) {
+        for (index, partition) in partitions.enumerated() {
+            let mine = found.filter { item in
+                let recipient = item.envelope.recipients[Int(item.outcome.job.recipient)]
+                return partitions.count == 1
+                    || recipient.address.domain.stableHash % UInt64(partitions.count) == UInt64(index)
+            }
+            guard !mine.isEmpty else { continue }
+            partition.drop(mine.map { EndedElsewhere(id: $0.envelope.id, job: $0.outcome.job) }) { [self] dropped in
+                let ended = zip(mine, dropped).filter(\.1).map(\.0)
+                guard !ended.isEmpty else { return }
+                lateOutcomes.increment(by: Int64(ended.count))
+                unreported(outcomes: ended)
+                outcomes.record(ended.map(\.outcome))
+            }
+        }
     }
 
     func unreported(receptions: [Envelope]) {

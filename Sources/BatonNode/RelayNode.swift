@@ -156,7 +156,7 @@ package final class RelayNode: Sendable {
         let partitions = eventLoops.enumerated().map { index, loop in
             configuration.makePartition(index: index, of: count, on: loop, time: time, logger: logger)
         }
-        let relay = IntakeRelay(events: events, partitions: partitions, time: time)
+        let relay = IntakeRelay(events: events, partitions: partitions, outcomes: spool, time: time)
         let placement = cluster.map { cluster in
             NodePlacement(
                 cluster, spool: spool, queue: relay, spreadRate: Double(cluster.settings.spreadRate), time: time)

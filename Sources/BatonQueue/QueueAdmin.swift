@@ -14,6 +14,17 @@ package enum QueueSelector: Hashable, Sendable {
     case all
 }
 
+/// A recipient that another node has brought to its end (PROTOCOL T5).
+package struct EndedElsewhere: Hashable, Sendable {
+    package let id: MessageID
+    package let job: JobRef
+
+    package init(id: MessageID, job: JobRef) {
+        self.id = id
+        self.job = job
+    }
+}
+
 /// A recipient's state in words of the contract.
 package enum QueueJobState: UInt8, Sendable {
     case ready

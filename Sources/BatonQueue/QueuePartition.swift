@@ -103,6 +103,15 @@ package actor QueuePartition {
         return false
     }
 
+    /// Takes these recipients out of the queue where they are not being tried; `then` gets, for each, whether it was. Any thread;
+    /// `then` runs on the loop, once.
+    package nonisolated func drop(_ ended: [EndedElsewhere], then: @escaping @Sendable ([Bool]) -> Void) {
+        home.loop.execute {
+            let dropped = self.onLoop { partition in ended.map { partition.state.drop($0) } }
+            then(dropped)
+        }
+    }
+
     private nonisolated func take(_ messages: [AcceptedMessage]) {
         gauges.taken(messages)
         let now = time.now()

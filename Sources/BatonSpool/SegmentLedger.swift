@@ -182,6 +182,14 @@ package final class SegmentLedger: Sendable {
         }
     }
 
+    /// The recipient has no final outcome yet. False where nothing is known of the message.
+    func isOpen(_ message: StoredMessageRef, recipient: UInt32) -> Bool {
+        state.withLock { state in
+            let place = state.forwards[message] ?? message
+            return state.entries[place.segment].map { !$0.isFinal(place.record, recipient: recipient) } ?? false
+        }
+    }
+
     /// Every recipient has a final outcome. False where nothing is known of the message, as of a segment that another node drains now.
     package func isFinal(_ message: StoredMessageRef) -> Bool {
         state.withLock { state in

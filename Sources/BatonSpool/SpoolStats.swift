@@ -92,6 +92,9 @@ package protocol UnreportedReceiving: Sendable {
     func unreported(outcomes: [UnreportedOutcome])
     /// Messages that are final in all recipients, so that they reach no queue, and whose Reception may be lost.
     func unreported(receptions: [Envelope])
+    /// Final outcomes of a former drainer, of recipients that are open here: each is to be recorded, with its event, unless its
+    /// recipient is being tried just now (PROTOCOL T5). On the takeover thread.
+    func late(outcomes: [UnreportedOutcome])
     /// Every message with a SUBMIT's key, whatever the event log has.
     func found(submits: [FoundSubmit])
 }

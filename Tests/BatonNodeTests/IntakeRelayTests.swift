@@ -3,6 +3,7 @@ import BatonCore
 import BatonModel
 import BatonQueue
 import BatonRuntime
+import BatonSpool
 import Dispatch
 import Foundation
 import Logging
@@ -37,9 +38,16 @@ private final class KeptEvents: EventRecording {
     var isFull: Bool { false }
 }
 
+private final class KeptOutcomes: OutcomeRecording {
+    let outcomes = Mutex<[Outcome]>([])
+    func record(_ outcomes: [Outcome]) { self.outcomes.withLock { $0 += outcomes } }
+}
+
 /// Refuses the first offers and keeps what it took.
 private final class BusyPartition: MailTaking {
     let refusals: Atomic<Int>
+    /// Messages that are being tried.
+    let tried = Mutex<Set<MessageID>>([])
     let offered = Mutex<[MessageID]>([])
     let pushed = Mutex<[MessageID]>([])
 
@@ -52,11 +60,17 @@ private final class BusyPartition: MailTaking {
         offered.withLock { $0 += messages.map(\.envelope.id) }
         return true
     }
+
+    func drop(_ ended: [EndedElsewhere], then: @escaping @Sendable ([Bool]) -> Void) {
+        let tried = tried.withLock { $0 }
+        then(ended.map { !tried.contains($0.id) })
+    }
 }
 
 @Test func recoveredMailIsPushedPastTheBound() throws {
     let partition = BusyPartition(refusals: 5)
-    let relay = IntakeRelay(events: KeptEvents(), partitions: [partition], time: SystemTimeSource())
+    let relay = IntakeRelay(
+        events: KeptEvents(), partitions: [partition], outcomes: KeptOutcomes(), time: SystemTimeSource())
     let messages = try (0..<(2 * IntakeRelay.recoveredBatch + 1)).map { try accepted($0, recovered: true) }
     relay.receive(messages)
     #expect(partition.pushed.withLock { $0.count } == 0)
@@ -67,7 +81,7 @@ private final class BusyPartition: MailTaking {
 @Test func freshMailWaitsOnTheWritersThread() throws {
     let events = KeptEvents()
     let partition = BusyPartition(refusals: .max)
-    let relay = IntakeRelay(events: events, partitions: [partition], time: SystemTimeSource())
+    let relay = IntakeRelay(events: events, partitions: [partition], outcomes: KeptOutcomes(), time: SystemTimeSource())
     relay.receive([try accepted(1, recovered: false)])
     #expect(partition.pushed.withLock { $0.count } == 1)
     let event = try #require(events.events.withLock { $0.first })
@@ -83,7 +97,7 @@ private final class BusyPartition: MailTaking {
     let partition = QueuePartition(
         index: 0, count: 1, home: LoopHome(loop), time: time, configuration: QueueConfiguration(seed: 1),
         logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
-    let relay = IntakeRelay(events: KeptEvents(), partitions: [partition], time: time)
+    let relay = IntakeRelay(events: KeptEvents(), partitions: [partition], outcomes: KeptOutcomes(), time: time)
     // Three recipients a message: it is they that are counted.
     let batch = try (0..<IntakeRelay.recoveredBatch).map { try accepted($0, recovered: true, recipients: 3) }
     let batches = 3 * QueueLimits.mailboxMessages / IntakeRelay.recoveredBatch
@@ -113,4 +127,24 @@ private final class BusyPartition: MailTaking {
     try await loop.submit { partition.stop() }.get()
     #expect(partition.jobCount == batches * batch.count * 3)
     try await group.shutdownGracefully()
+}
+
+/// PROTOCOL T5: the attempt under way has an outcome of its own, and an event of its own.
+@Test func lateOutcomeOfARecipientThatIsBeingTriedIsRecorded() throws {
+    let events = KeptEvents()
+    let outcomes = KeptOutcomes()
+    let partition = BusyPartition(refusals: 0)
+    let relay = IntakeRelay(events: events, partitions: [partition], outcomes: outcomes, time: SystemTimeSource())
+    let late = try (1...3).map { number in
+        let message = try accepted(number, recovered: true)
+        return UnreportedOutcome(
+            envelope: message.envelope,
+            outcome: Outcome(
+                job: JobRef(message: message.ref, recipient: 0), at: Instant(secondsSinceEpoch: 1_790_000_100),
+                verdict: .delivered, attempts: 2, reply: nil, peer: nil))
+    }
+    partition.tried.withLock { $0 = [late[1].envelope.id] }
+    relay.late(outcomes: late)
+    #expect(outcomes.outcomes.withLock { $0.map(\.job.message.record) } == [1, 3])
+    #expect(events.events.withLock { $0.map(\.type) } == [.delivery, .delivery])
 }

@@ -58,6 +58,8 @@ final class Harness {
         state = PartitionState(index: index, count: count, configuration: configuration, now: start)
     }
 
+    func drop(_ ended: EndedElsewhere) -> Bool { state.drop(ended) }
+
     func receive(_ messages: AcceptedMessage...) {
         state.receive(messages, at: now)
         perform()

@@ -312,3 +312,60 @@ import Testing
     #expect(second.rows.map(\.message) == [messageID(900_000)])
     #expect(second.next == nil)
 }
+
+// MARK: Ended on another node (PROTOCOL T5)
+
+private func ended(_ number: UInt32, recipient: UInt32 = 0, segment: UInt32 = 1) -> EndedElsewhere {
+    EndedElsewhere(
+        id: messageID(number),
+        job: JobRef(message: StoredMessageRef(segment: segment, record: number), recipient: recipient))
+}
+
+@Test func recipientThatEndedOnAnotherNodeIsTriedAgain() throws {
+    let harness = Harness()
+    harness.receive(message(1, to: ["u@x.test", "v@x.test"]), message(2, to: ["u@y.test"]))
+    _ = try harness.suspend(.domain(Domain("y.test")))
+    #expect(harness.drop(ended(1, recipient: 1)), "ready")
+    #expect(harness.drop(ended(2)), "suspended")
+    #expect(!harness.drop(ended(1, recipient: 1)), "twice")
+    let pulled = harness.pull(siteA, 10)
+    #expect(pulled.flatMap(\.recipients).map(\.recipient) == [0])
+    #expect(harness.jobCount == 1)
+    #expect(harness.violations() == [])
+    harness.deliver(pulled[0])
+    #expect(harness.jobCount == 0)
+    #expect(harness.violations() == [])
+}
+
+@Test func deferredRecipientThatEndedOnAnotherNodeIsTriedAgain() {
+    let harness = Harness()
+    harness.receive(
+        message(
+            1, to: ["u@x.test"],
+            progress: [
+                RecipientProgress(
+                    recipient: 0, attempts: 3, due: start + .hours(1), doubts: 0, delayNoticeSent: false,
+                    lastReply: tryLater)
+            ]))
+    #expect(harness.totals.deferred == 1)
+    #expect(harness.drop(ended(1)))
+    #expect(harness.jobCount == 0)
+    harness.advance(by: .hours(2))
+    #expect(harness.pull(siteA, 10).isEmpty)
+    #expect(harness.violations() == [])
+}
+
+/// The attempt decides; another message of that place, or one that came back under another reference, is not meant.
+@Test func recipientThatIsBeingTriedIsTakenFromItsAttempt() {
+    let harness = Harness()
+    harness.receive(message(1, to: ["u@x.test"]), message(2, to: ["u@x.test"]))
+    #expect(!harness.drop(ended(2, segment: 9)))
+    #expect(!harness.drop(ended(2, recipient: 4)))
+    #expect(!harness.drop(ended(3)))
+    let pulled = harness.pull(siteA, 10)
+    #expect(pulled.count == 2)
+    #expect(!harness.drop(ended(1)))
+    for transaction in pulled { harness.deliver(transaction) }
+    #expect(harness.jobCount == 0)
+    #expect(harness.violations() == [])
+}

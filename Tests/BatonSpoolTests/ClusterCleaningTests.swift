@@ -10,8 +10,6 @@ import Testing
 
 @testable import BatonSpool
 
-private struct Missing: Error {}
-
 /// A node that writes and cleans, and its backup. The keys' changes are made by hand, in the order of `TakeoverState`.
 private final class CleaningPair {
     static let alive: [UInt64] = [1, 2, 3]

@@ -71,6 +71,7 @@ final class Jobs: JobReceiving, UnreportedReceiving {
         var outcomes: [UnreportedOutcome] = []
         var receptions: [Envelope] = []
         var submits: [FoundSubmit] = []
+        var late: [UnreportedOutcome] = []
         /// How many messages had been handed over when the first of these came.
         var messagesBeforeSubmits: Int?
         /// Messages of each call.
@@ -87,6 +88,8 @@ final class Jobs: JobReceiving, UnreportedReceiving {
     func unreported(outcomes: [UnreportedOutcome]) { state.withLock { $0.outcomes += outcomes } }
     func unreported(receptions: [Envelope]) { state.withLock { $0.receptions += receptions } }
 
+    func late(outcomes: [UnreportedOutcome]) { state.withLock { $0.late += outcomes } }
+
     func found(submits: [FoundSubmit]) {
         state.withLock { state in
             state.messagesBeforeSubmits = state.messagesBeforeSubmits ?? state.messages.count
@@ -96,6 +99,7 @@ final class Jobs: JobReceiving, UnreportedReceiving {
 
     var messages: [AcceptedMessage] { state.withLock { $0.messages } }
     var outcomes: [UnreportedOutcome] { state.withLock { $0.outcomes } }
+    var late: [UnreportedOutcome] { state.withLock { $0.late } }
     var receptions: [Envelope] { state.withLock { $0.receptions } }
     func message(_ id: MessageID) -> AcceptedMessage? { messages.first { $0.envelope.id == id } }
 }

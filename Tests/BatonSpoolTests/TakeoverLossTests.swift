@@ -10,60 +10,8 @@ import Testing
 
 @testable import BatonSpool
 
-/// A writer whose backup has acknowledged three messages.
-private struct Pair {
-    let time = SimulatedTime()
-    let registry = SharedRegistry()
-    let disk = MemoryDisk()
-    let writer: ClusterRig
-    let taker: ClusterRig
-    let backup: WiredBackup
-    let sink = Sink()
-    let id: SegmentID
-
-    init(messages: UInt64 = 3, marked: Bool = false) throws {
-        taker = try ClusterRig("n2", on: disk, registry: registry, time: time, seed: 2)
-        backup = WiredBackup(taker.copies, taker.member)
-        writer = try ClusterRig("n1", on: MemoryDisk(), registry: registry, time: time, seed: 1, backup: backup)
-        let spool = writer.spool
-        backup.state.withLock { $0.receiver = spool }
-        for number in 1...messages {
-            let mail = Mail(number)
-            spool.submit([
-                Submission(
-                    envelope: marked ? mail.envelope.part(nil, submit: Self.mark(number)) : mail.envelope,
-                    body: .whole(mail.body), token: number, sink: sink)
-            ])
-            spool.pump()
-            #expect(sink.ref(number) == nil, "250 with one copy")
-            taker.copies.pump()
-            spool.pump()
-        }
-        let ref = try #require(sink.ref(messages))
-        id = try #require(spool.segment(of: ref.segment))
-    }
-
-    /// As another node's SUBMIT; the last message of three is its own held copy.
-    static func mark(_ number: UInt64) -> SubmitMark {
-        let run = (node: NodeID(name: "n9"), incarnation: Incarnation(value: 9))
-        return SubmitMark(
-            ingress: run.node, ingressIncarnation: run.incarnation, counter: number,
-            held: number == 3
-                ? SubmitMark.HeldFor(receiver: NodeID(name: "n8"), incarnation: Incarnation(value: 8)) : nil)
-    }
-
-    /// What the cluster does once the writer is gone for good, up to the adoption.
-    func takeOver() throws -> AdoptionReport {
-        guard case .sealed(let report)? = taker.seal(id, epoch: 2) else { throw Missing() }
-        let key = try #require(registry.take(id, for: taker.drainer, sealedAt: report.end))
-        return try taker.spool.adopt(Adoption(key: key, others: [], eventsMayBeLost: true))
-    }
-}
-
-private struct Missing: Error {}
-
 @Test func writerAndItsDiskAreGoneAndTheBackupHasEveryAcknowledgedMessage() throws {
-    let pair = try Pair(messages: 5)
+    let pair = try TakeoverPair(messages: 5)
     let report = try pair.takeOver()
     #expect(report.messages == 5)
     #expect(Set(pair.taker.jobs.messages.map(\.envelope.id)) == Set((UInt64(1)...5).map(Mail.id)))
@@ -71,7 +19,7 @@ private struct Missing: Error {}
 }
 
 @Test func adoptionThatReadsItsLogSlowlyIsNotTakenForADrainedSegment() throws {
-    let pair = try Pair()
+    let pair = try TakeoverPair()
     let log = SegmentName(pair.id).outcomeFile(epoch: 2)
     let taker = pair.taker
     taker.disk.onOpen { path, mode in
@@ -87,7 +35,7 @@ private struct Missing: Error {}
 }
 
 @Test func outcomeThreadKeepsItsHandsOffASegmentThatIsBeingAdopted() throws {
-    let pair = try Pair()
+    let pair = try TakeoverPair()
     let taker = pair.taker
     let name = SegmentName(pair.id)
     // An outcome of the writer's time stands in the first epoch's log.
@@ -127,7 +75,7 @@ private struct Missing: Error {}
 
 /// A message with nothing left to deliver is known as well, whatever the event log has, and before the queue has the others (S5, S7).
 @Test func keysOfATakenSegmentAreToldLateOrNotAtAll() throws {
-    let pair = try Pair(marked: true)
+    let pair = try TakeoverPair(marked: true)
     let taker = pair.taker
     pair.writer.spool.record([
         Outcome(
@@ -159,7 +107,7 @@ private struct Missing: Error {}
 }
 
 @Test func segmentIsNotAdoptedASecondTimeByTheSameProcess() throws {
-    let pair = try Pair()
+    let pair = try TakeoverPair()
     _ = try pair.takeOver()
     let key = try #require(pair.registry.take(pair.id, for: pair.taker.drainer, sealedAt: 1 << 14))
     #expect(throws: SpoolError.self) {
@@ -170,7 +118,7 @@ private struct Missing: Error {}
 }
 
 @Test func lastHeaderThatRotsIsNoCleanEnd() throws {
-    let pair = try Pair()
+    let pair = try TakeoverPair()
     let path = pair.taker.path(SegmentName(pair.id).segmentFile)
     pair.taker.copies.stop()
     guard case .sealed(let intact)? = try reopened(pair).seal(pair.id, epoch: 2) else { throw Missing() }
@@ -183,7 +131,7 @@ private struct Missing: Error {}
 }
 
 @Test func pageThatTurnsToZerosIsNoCleanEndWhereTheLogSaysAcknowledged() throws {
-    let pair = try Pair()
+    let pair = try TakeoverPair()
     let name = SegmentName(pair.id)
     // The writer's marks say how far it has acknowledged, and are streamed like any outcome.
     pair.writer.ticks(2)
@@ -198,7 +146,7 @@ private struct Missing: Error {}
 }
 
 @Test func oldOctetsInARecycledFileAreNoTailAndARottenHeaderIs() throws {
-    let pair = try Pair()
+    let pair = try TakeoverPair()
     let path = pair.writer.path(SegmentName(pair.id).segmentFile)
     let disk = pair.writer.disk.inner
     func sealed() throws -> CopyReport {
@@ -216,12 +164,12 @@ private struct Missing: Error {}
 }
 
 /// Another process finds the copies.
-private func reopened(_ pair: Pair) throws -> ClusterRig {
+private func reopened(_ pair: TakeoverPair) throws -> ClusterRig {
     try ClusterRig("n2", on: pair.disk.reopened(), registry: SharedRegistry(), time: pair.time, seed: 9)
 }
 
 @Test func sealThatDidNotReachTheDiskIsNotSealedTheSecondTimeEither() throws {
-    let pair = try Pair()
+    let pair = try TakeoverPair()
     let seal = pair.taker.path(SegmentName(pair.id).sealFile)
     pair.taker.disk.inner.fail(DiskFault(call: "rename", errno: ENOSPC))
     #expect(pair.taker.seal(pair.id, epoch: 2) == .failed)
@@ -236,7 +184,7 @@ private func reopened(_ pair: Pair) throws -> ClusterRig {
 }
 
 @Test func copyWhoseDiskFailedIsNotSealedOnItsWord() throws {
-    let pair = try Pair()
+    let pair = try TakeoverPair()
     // The seal's own file first, then the chunks.
     pair.taker.disk.inner.fail(DiskFault(call: "sync", errno: EIO, after: 1))
     #expect(pair.taker.seal(pair.id, epoch: 2) == .failed)
@@ -246,7 +194,7 @@ private func reopened(_ pair: Pair) throws -> ClusterRig {
 }
 
 @Test func historyOfAnAdoptedMessageHasTheOutcomesOfBothDrainers() throws {
-    let pair = try Pair()
+    let pair = try TakeoverPair()
     let name = SegmentName(pair.id)
     let until = Instant(secondsSinceEpoch: 1_800_000_000)
     func deferred(_ ref: StoredMessageRef, _ attempts: UInt16) -> Outcome {

@@ -1,4 +1,4 @@
-// What tests of a spool in a cluster share: a registry in memory, a disk with a hook, a backup wired to another disk's copies.
+// What tests of a spool in a cluster share: a registry in memory, a disk with a hook, a backup wired to another disk's copies, a pair.
 import BatonCore
 import BatonModel
 import BatonRuntime
@@ -6,6 +6,7 @@ import BatonTestKit
 import Glibc
 import NIOCore
 import Synchronization
+import Testing
 
 @testable import BatonSpool
 
@@ -236,3 +237,55 @@ final class NoBackup: ChunkReplicating {
     func prepare(_ segment: SegmentID) -> [EnsembleMember]? { [] }
     func send(_ chunk: ByteBuffer, of segment: SegmentID, at offset: Int64, acked: Int64) {}
 }
+
+/// A writer whose backup has acknowledged three messages.
+struct TakeoverPair {
+    let time = SimulatedTime()
+    let registry = SharedRegistry()
+    let disk = MemoryDisk()
+    let writer: ClusterRig
+    let taker: ClusterRig
+    let backup: WiredBackup
+    let sink = Sink()
+    let id: SegmentID
+
+    init(messages: UInt64 = 3, marked: Bool = false) throws {
+        taker = try ClusterRig("n2", on: disk, registry: registry, time: time, seed: 2)
+        backup = WiredBackup(taker.copies, taker.member)
+        writer = try ClusterRig("n1", on: MemoryDisk(), registry: registry, time: time, seed: 1, backup: backup)
+        let spool = writer.spool
+        backup.state.withLock { $0.receiver = spool }
+        for number in 1...messages {
+            let mail = Mail(number)
+            spool.submit([
+                Submission(
+                    envelope: marked ? mail.envelope.part(nil, submit: Self.mark(number)) : mail.envelope,
+                    body: .whole(mail.body), token: number, sink: sink)
+            ])
+            spool.pump()
+            #expect(sink.ref(number) == nil, "250 with one copy")
+            taker.copies.pump()
+            spool.pump()
+        }
+        let ref = try #require(sink.ref(messages))
+        id = try #require(spool.segment(of: ref.segment))
+    }
+
+    /// As another node's SUBMIT; the last message of three is its own held copy.
+    static func mark(_ number: UInt64) -> SubmitMark {
+        let run = (node: NodeID(name: "n9"), incarnation: Incarnation(value: 9))
+        return SubmitMark(
+            ingress: run.node, ingressIncarnation: run.incarnation, counter: number,
+            held: number == 3
+                ? SubmitMark.HeldFor(receiver: NodeID(name: "n8"), incarnation: Incarnation(value: 8)) : nil)
+    }
+
+    /// What the cluster does once the writer is gone for good, up to the adoption.
+    func takeOver() throws -> AdoptionReport {
+        guard case .sealed(let report)? = taker.seal(id, epoch: 2) else { throw Missing() }
+        let key = try #require(registry.take(id, for: taker.drainer, sealedAt: report.end))
+        return try taker.spool.adopt(Adoption(key: key, others: [], eventsMayBeLost: true))
+    }
+}
+
+struct Missing: Error {}

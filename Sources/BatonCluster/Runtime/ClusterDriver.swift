@@ -167,6 +167,7 @@ struct ClusterDriver: Sendable {
         case .sendOutcomes(let id, let epoch, let member, let from, let upTo):
             sendOutcomes(id, epoch, to: member, from: from, upTo: upTo)
         case .settled(let id, let epoch, let upTo): settled(id, epoch, upTo)
+        case .sendLateOutcomes(let id, let epoch, let node): sendLateOutcomes(id, epoch, to: node)
         case .copy(let key, let joiner):
             guard let length = key.sealedAt else { return }
             copies.begin(key, to: joiner, length: length)

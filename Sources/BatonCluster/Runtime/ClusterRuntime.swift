@@ -130,6 +130,7 @@ package final class ClusterRuntime: Sendable {
         case release(SegmentID)
         case move(SegmentKey)
         case settleMove(SegmentID, epoch: UInt64, into: SegmentID, alive: Bool)
+        case late(SegmentID, ByteBuffer)
     }
 
     package init(
@@ -280,6 +281,7 @@ package final class ClusterRuntime: Sendable {
                     if !spool.move(key) { tell(.moved(key.id, epoch: key.drainEpoch, landed: false)) }
                 case .settleMove(let id, let epoch, let target, let alive):
                     settleMove(of: id, epoch, into: target, alive: alive, parts)
+                case .late(let id, let entries): spool.late(entries, of: id)
                 }
             }
         }

@@ -150,7 +150,8 @@ extension TakeoverState {
     // MARK: Files that go
 
     mutating func unlinkCopy(_ id: SegmentID) {
-        guard copies[id] != nil, unlinking[id] == nil else { return }
+        guard copies[id] != nil, unlinking[id] == nil, !tellsOutcomes(id) else { return }
+        leavingCopies[id]?.told = true
         unlinking[id] = true
         actions.append(.unlink(id))
     }
@@ -159,6 +160,7 @@ extension TakeoverState {
         unlinking[id] = nil
         guard gone else { return }
         copies[id] = nil
+        leavingCopies[id] = nil
         fences[id] = nil
         if var state = finishing[id], let key = registry.keys[id] {
             state.selfGone = true

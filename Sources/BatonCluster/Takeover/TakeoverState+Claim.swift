@@ -146,7 +146,7 @@ extension TakeoverState {
             if case .missing = report { (progress.memory, progress.synced, progress.sent) = (0, 0, 0) }
         }
         drains[id]?.peers[other] = progress
-        if case .sealed(_, _, let octets) = report, drains[id]?.phase == .asking, !progress.outcomesFetched {
+        if case .sealed(_, _, let octets) = report, wantsOutcomes(id, of: other) {
             actions.append(.fetchOutcomes(id, epoch: epoch, from: other, octets: octets))
         }
         tickTakeover(id)
@@ -155,10 +155,10 @@ extension TakeoverState {
 
     mutating func fetched(_ id: SegmentID, _ epoch: UInt64, _ other: EnsembleMember, _ complete: Bool) {
         guard drains[id]?.epoch == epoch else { return }
-        if complete {
+        if complete, drains[id]?.phase != .adopting {
             drains[id]?.peers[other]?.outcomesFetched = true
         } else {
-            // Asked anew from the beginning.
+            // Asked anew from the beginning; so is one whose outcomes came too late for the adoption that is under way.
             drains[id]?.peers[other]?.report = nil
         }
         tickTakeover(id)

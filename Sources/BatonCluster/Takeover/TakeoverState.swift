@@ -31,6 +31,8 @@ package struct TakeoverState: StateMachine {
     var finishing = Table<SegmentID, Finished>()
     /// Files whose unlink was handed to the disk.
     var unlinking = Table<SegmentID, Bool>()
+    /// Replaced copies whose outcomes the drainer is to have before they go (T5).
+    var leavingCopies = Table<SegmentID, LeavingCopy>()
     /// Who asked whether a finished segment's file has gone, before the key was read here.
     var confirming = Table<SegmentID, NodeID>()
     /// Requests under way; each is answered once.
@@ -62,6 +64,14 @@ package struct TakeoverState: StateMachine {
         var selfGone = false
         var confirmed: [EnsembleMember] = []
         var askedAt = Instant.epoch
+    }
+
+    /// A copy that another member has replaced.
+    struct LeavingCopy: Hashable, Sendable {
+        let since: Instant
+        var triedAt: Instant?
+        var underWay = false
+        var told = false
     }
 
     package init(me: Drainer, disk: UInt64, timing: TakeoverTiming = TakeoverTiming(), seed: UInt64, at now: Instant) {
@@ -115,6 +125,7 @@ package struct TakeoverState: StateMachine {
         case .moveSettled(let id, let epoch, let end): moveSettled(id, epoch, end)
         case .finishedAsked(let id, let peer): confirm(id, to: peer)
         case .unlinked(let id, let gone): unlinked(id, gone)
+        case .lateOutcomesSent(let id, let sent): lateOutcomesSent(id, sent)
         case .unlinkedElsewhere(let id, let disk, let revision, let peer):
             confirmed(id, disk, at: revision, by: peer)
         case .copied(let id, let epoch, let other, let complete): copied(id, epoch, other, complete)
@@ -177,6 +188,7 @@ package struct TakeoverState: StateMachine {
         tickCleaning()
         clearTargets()
         tickFinishing()
+        tickLeaving()
         for id in confirming.keys { read(id) }
         promises.prune(before: now)
     }

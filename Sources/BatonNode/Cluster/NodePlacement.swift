@@ -52,6 +52,8 @@ final class NodePlacement: Sendable {
 
         func unreported(receptions: [Envelope]) { relay.unreported(receptions: receptions) }
 
+        func late(outcomes: [UnreportedOutcome]) { relay.late(outcomes: outcomes) }
+
         func found(submits: [FoundSubmit]) {
             let keys = submits.map { found in
                 AdoptedKey(key: MessageKey(found.mark), ref: found.ref, isFinal: found.isFinal)

@@ -202,6 +202,10 @@ package protocol SegmentDraining: Sendable {
     /// fdatasyncs it, rebuilds the queue from envelopes minus outcomes, hands the messages to the queue. Blocking; on the
     /// takeover thread. Throws where the copy cannot be read.
     func adopt(_ adoption: Adoption) throws(SpoolError) -> AdoptionReport
+    /// Outcome entries (`CopyContent.outcomeEntries`) that a former drainer of an adopted segment had recorded and nobody was told of
+    /// (PROTOCOL T5): the final ones of recipients that are open here go to `UnreportedReceiving.late`. Reads their envelopes:
+    /// blocking; on the takeover thread.
+    func late(_ entries: ByteBuffer, of id: SegmentID)
     /// Finished in the control plane: files and ledger entry go. Blocking; not on a loop. True when the files are gone.
     func release(_ id: SegmentID) -> Bool
     /// Nothing more is acknowledged in an own open segment: another node has sealed it.

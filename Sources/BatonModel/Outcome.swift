@@ -40,6 +40,8 @@ package struct Outcome: Sendable {
     /// The stored report (NDR, delay notice, success DSN) that this outcome rests on: its segment stays until this outcome is
     /// fdatasync'ed, so that a crash in between finds either the outcome or the report.
     package let report: StoredMessageRef?
+    /// A former drainer's (PROTOCOL T5): no dot of this node waits for it.
+    package var isLate = false
 
     package init(
         job: JobRef, at: Instant, verdict: OutcomeVerdict, attempts: UInt16, reply: SMTPReply?, peer: PeerName?,

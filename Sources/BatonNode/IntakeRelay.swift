@@ -117,7 +117,9 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
     func late(outcomes found: [UnreportedOutcome]) {
         for (index, partition) in partitions.enumerated() {
             let mine = found.filter { item in
-                let recipient = item.envelope.recipients[Int(item.outcome.job.recipient)]
+                let number = Int(item.outcome.job.recipient)
+                guard item.envelope.recipients.indices.contains(number) else { return false }
+                let recipient = item.envelope.recipients[number]
                 return partitions.count == 1
                     || recipient.address.domain.stableHash % UInt64(partitions.count) == UInt64(index)
             }

@@ -73,6 +73,11 @@ struct MessageTable: ~Copyable {
         index.find(key: MessageIndex.key(id)) { pool[$0].id == id }
     }
 
+    /// The one of several parts of a message that stands there.
+    func find(_ id: MessageID, at ref: StoredMessageRef) -> UInt32? {
+        index.find(key: MessageIndex.key(id)) { pool[$0].id == id && pool[$0].ref == ref }
+    }
+
     // MARK: What is in memory
 
     mutating func keep(_ resident: Resident, for message: UInt32) {

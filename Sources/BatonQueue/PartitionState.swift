@@ -295,7 +295,7 @@ struct PartitionState: ~Copyable {
     /// The recipient has its final outcome by another node's word (PROTOCOL T5): it leaves the queue, and its slot is free. False, and
     /// nothing changed, where it is not here, is being tried, or has its outcome.
     mutating func drop(_ ended: EndedElsewhere) -> Bool {
-        guard let message = messages.find(ended.id), messages[message].ref == ended.job.message else { return false }
+        guard let message = messages.find(ended.id, at: ended.job.message) else { return false }
         var job = messages[message].firstJob
         while job != none, slab[job].recipient != ended.job.recipient { job = slab[job].nextOfMessage }
         guard job != none else { return false }

@@ -174,7 +174,8 @@ struct TakeoverWorld {
         case .sendOutcomes(let id, let epoch, let member, let from, let upTo):
             send(outcomes: id, epoch, from, upTo, of: node, to: member.node)
         case .settled, .tookOver: break
-        case .sendLateOutcomes(let id, _, _): answer(.lateOutcomesSent(id, sent: !chance(3)), to: node)
+        case .sendLateOutcomes(let id, _, _, let pieces):
+            answer(.lateOutcomesSent(id, pieces: pieces + 1, all: !chance(3)), to: node)
         case .whole(let id):
             if let wrong = wholeTooSoon(id, by: node) { violations.append(wrong) }
             wholes += 1

@@ -71,7 +71,7 @@ extension ClusterDriver {
         switch run.purpose {
         case .outcomes:
             if complete, state.drains[run.segment]?.phase == .ready {
-                takeLate(run.collected, of: run.segment)
+                takeLate(run.collected, of: run.segment, counted: false)
             } else if complete {
                 gathered.add(run.collected, of: run.member, run.segment, epoch: run.epoch)
             }
@@ -84,41 +84,6 @@ extension ClusterDriver {
             }
             receive(.repaired(run.segment, epoch: run.epoch, complete: complete))
         }
-    }
-
-    // MARK: Late outcomes of a former drainer (T5)
-
-    /// All of them or none, as far as this session tells; what is lost behind it is in doubt, as it was.
-    func sendLateOutcomes(_ id: SegmentID, _ epoch: UInt64, to node: NodeID) {
-        let (transport, mailbox) = (runtime.transport, runtime.mailbox)
-        @Sendable func answer(_ sent: Bool) { mailbox.deliver(CollectionOfOne(.event(.lateOutcomesSent(id, sent: sent)))) }
-        guard let parts, transport.isConnected(to: node, .bulk) else { return answer(false) }
-        parts.copies.read(id, .outcomeEntries, from: 0, atMost: DriverLimits.outcomeOctets) { read in
-            // A copy that cannot be read has nothing to tell.
-            guard case .octets(let entries, _) = read else { return answer(true) }
-            let pieces = LateOutcomes.pieces(of: entries, segment: id, most: PeerLimits.outcomeOctets)
-            answer(
-                pieces.allSatisfy { piece in
-                    let records = OutcomeRecords(
-                        segment: id, epoch: epoch, from: 0, count: piece.count, records: piece.octets, isLate: true)
-                    return transport.send([.outcome(records)], to: node)
-                })
-        }
-    }
-
-    /// OUTCOME with the late flag. Whoever had a copy may have drained it once, in whatever run.
-    func lateOutcomes(_ records: OutcomeRecords, from peer: Drainer) {
-        let id = records.segment
-        guard let key = state.registry.keys[id], key.drainer == state.me,
-            (key.ensemble + key.former).contains(where: { $0.node == peer.node }),
-            state.drains[id]?.phase == .ready
-        else { return }
-        takeLate(records.records, of: id)
-    }
-
-    private func takeLate(_ entries: ByteBuffer, of id: SegmentID) {
-        guard entries.readableBytes > 0 else { return }
-        runtime.takeovers.deliver(CollectionOfOne(.late(id, entries)))
     }
 
     // MARK: Copies for joining members (C1)

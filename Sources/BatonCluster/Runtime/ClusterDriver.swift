@@ -18,6 +18,8 @@ package enum DriverLimits {
     package static let fetchDeadline = TimeSpan.seconds(3)
     /// Outcome entries of one member that a takeover takes into memory.
     package static let outcomeOctets = 64 * ByteCount.mebi
+    /// Late outcomes of former drainers that wait here.
+    package static let lateOctets = 16 * ByteCount.mebi
     /// Runs of nodes that are gone and may be asked about.
     package static let goneRuns = 64
     /// Takeovers that status tells of.
@@ -35,6 +37,8 @@ struct ClusterDriver: Sendable {
     /// Chunks that a takeover waits for, with its epoch.
     var takeoverMends: [DamagedChunk: UInt64] = [:]
     var gathered = GatheredOutcomes()
+    /// Late outcomes of segments that are not read yet; within `DriverLimits.lateOctets`.
+    var early: [OutcomeRecords] = []
     private var permits: [SegmentID: Instant] = [:]
     private var marks: [SegmentID: Marks] = [:]
     private var logs: [SegmentID: (epoch: UInt64, file: OutcomeFile)] = [:]
@@ -76,6 +80,7 @@ struct ClusterDriver: Sendable {
         for id in copies.segments { advanceCopy(id) }
         let drains = state.drains
         gathered.keep { id, epoch in drains[id]?.epoch == epoch && drains[id]?.phase != .ready }
+        takeEarly()
         tellScanned()
         runtime.handlers.tick()
     }
@@ -167,7 +172,8 @@ struct ClusterDriver: Sendable {
         case .sendOutcomes(let id, let epoch, let member, let from, let upTo):
             sendOutcomes(id, epoch, to: member, from: from, upTo: upTo)
         case .settled(let id, let epoch, let upTo): settled(id, epoch, upTo)
-        case .sendLateOutcomes(let id, let epoch, let node): sendLateOutcomes(id, epoch, to: node)
+        case .sendLateOutcomes(let id, let epoch, let node, let pieces):
+            sendLateOutcomes(id, epoch, to: node, after: pieces)
         case .copy(let key, let joiner):
             guard let length = key.sealedAt else { return }
             copies.begin(key, to: joiner, length: length)

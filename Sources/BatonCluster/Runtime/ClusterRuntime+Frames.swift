@@ -52,7 +52,9 @@ extension ClusterRuntime: PeerTransportDelegate {
         case .created(let answer): replicator.created(answer, from: peer.node)
         case .create(let question): create(question, from: peer, parts)
         case .outcome(let records) where records.isLate:
-            mailbox.deliver(CollectionOfOne(.run { $0.lateOutcomes(records, from: peer) }))
+            if takesLate(records) {
+                mailbox.deliver(CollectionOfOne(.run { $0.lateOutcomes(records, from: peer) }))
+            }
         case .outcome(let records): record(records, from: peer, parts)
         case .recorded(let answer):
             tell(

@@ -116,6 +116,8 @@ package final class ClusterRuntime: Sendable {
     let joiners = Mutex<[PeerSessionID: ChunkJoiner]>([:])
     /// Who last sent outcomes of a segment: told when they are synced.
     let drainers = Mutex<[SegmentID: NodeID]>([:])
+    /// For late outcomes that wait (T5).
+    let late = Mutex(LateRoom())
     private let latest = Mutex<ClusterView?>(nil)
     let notices = Mutex<[TakeoverNotice]>([])
     private let parts = Mutex<ClusterParts?>(nil)
@@ -130,7 +132,7 @@ package final class ClusterRuntime: Sendable {
         case release(SegmentID)
         case move(SegmentKey)
         case settleMove(SegmentID, epoch: UInt64, into: SegmentID, alive: Bool)
-        case late(SegmentID, ByteBuffer)
+        case late(SegmentID, ByteBuffer, counted: Int)
     }
 
     package init(
@@ -281,7 +283,9 @@ package final class ClusterRuntime: Sendable {
                     if !spool.move(key) { tell(.moved(key.id, epoch: key.drainEpoch, landed: false)) }
                 case .settleMove(let id, let epoch, let target, let alive):
                     settleMove(of: id, epoch, into: target, alive: alive, parts)
-                case .late(let id, let entries): spool.late(entries, of: id)
+                case .late(let id, let entries, let counted):
+                    spool.late(entries, of: id)
+                    lateDone(counted)
                 }
             }
         }

@@ -23,6 +23,14 @@ struct MemberProgress: Hashable, Sendable {
     var report: MemberReport?
     var reportAskedAt: Instant?
     var outcomesFetched = false
+    /// Fetches after the takeover, where it may have drained the segment before (T5).
+    var late = LateFetch()
+
+    struct LateFetch: Hashable, Sendable {
+        var tries = 0
+        var at: Instant?
+        var underWay = false
+    }
 
     struct Failing: Hashable, Sendable {
         let first: Instant

@@ -152,6 +152,7 @@ extension TakeoverState {
     mutating func unlinkCopy(_ id: SegmentID) {
         guard copies[id] != nil, unlinking[id] == nil, !tellsOutcomes(id) else { return }
         leavingCopies[id]?.told = true
+        leavingCopies[id]?.underWay = false
         unlinking[id] = true
         actions.append(.unlink(id))
     }

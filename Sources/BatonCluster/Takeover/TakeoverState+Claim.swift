@@ -146,7 +146,7 @@ extension TakeoverState {
             if case .missing = report { (progress.memory, progress.synced, progress.sent) = (0, 0, 0) }
         }
         drains[id]?.peers[other] = progress
-        if case .sealed(_, _, let octets) = report, wantsOutcomes(id, of: other) {
+        if case .sealed(_, _, let octets) = report, drains[id]?.phase == .asking, !progress.outcomesFetched {
             actions.append(.fetchOutcomes(id, epoch: epoch, from: other, octets: octets))
         }
         tickTakeover(id)
@@ -155,11 +155,17 @@ extension TakeoverState {
 
     mutating func fetched(_ id: SegmentID, _ epoch: UInt64, _ other: EnsembleMember, _ complete: Bool) {
         guard drains[id]?.epoch == epoch else { return }
-        if complete, drains[id]?.phase != .adopting {
-            drains[id]?.peers[other]?.outcomesFetched = true
-        } else {
-            // Asked anew from the beginning; so is one whose outcomes came too late for the adoption that is under way.
-            drains[id]?.peers[other]?.report = nil
+        switch drains[id]?.phase {
+        // It was begun for an adoption that did not wait for it any more.
+        case .adopting, nil: break
+        case .ready: fetchedLate(id, other, complete)
+        case .sealing, .asking, .repairing, .fixing:
+            if complete {
+                drains[id]?.peers[other]?.outcomesFetched = true
+            } else {
+                // Asked anew from the beginning.
+                drains[id]?.peers[other]?.report = nil
+            }
         }
         tickTakeover(id)
     }
@@ -188,7 +194,8 @@ extension TakeoverState {
             drains[id]?.retryAt = .epoch
             if drain.failing?.lasts(timing.recopyAfter) == true { handOver(id, drain, key, beyond: -1) }
             actions.append(.seal(id, epoch: drain.epoch))
-        case .repairing, .adopting, .ready: break
+        case .repairing, .adopting: break
+        case .ready: fetchLate(id, drain, key)
         case .asking:
             guard !waits(for: drain, key), now >= drain.retryAt else { return }
             drains[id]?.phase = .fixing

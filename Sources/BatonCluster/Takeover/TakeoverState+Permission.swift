@@ -168,6 +168,7 @@ extension TakeoverState {
                 progress.sentAt = nil
                 progress.report = nil
                 progress.outcomesFetched = false
+                progress.late = .init()
                 progress.behindSince = nil
                 progress.failing = nil
                 // What the old run promised binds the new one (T3), but it is asked again.

@@ -68,9 +68,14 @@ package struct TakeoverState: StateMachine {
 
     /// A copy that another member has replaced.
     struct LeavingCopy: Hashable, Sendable {
-        let since: Instant
+        /// Of the first try.
+        var since: Instant?
         var triedAt: Instant?
         var underWay = false
+        /// What this drainer has of it.
+        var drainer: Drainer?
+        var pieces = 0
+        /// All is told, or it was given up.
         var told = false
     }
 
@@ -125,7 +130,7 @@ package struct TakeoverState: StateMachine {
         case .moveSettled(let id, let epoch, let end): moveSettled(id, epoch, end)
         case .finishedAsked(let id, let peer): confirm(id, to: peer)
         case .unlinked(let id, let gone): unlinked(id, gone)
-        case .lateOutcomesSent(let id, let sent): lateOutcomesSent(id, sent)
+        case .lateOutcomesSent(let id, let pieces, let all): lateOutcomesSent(id, pieces, all)
         case .unlinkedElsewhere(let id, let disk, let revision, let peer):
             confirmed(id, disk, at: revision, by: peer)
         case .copied(let id, let epoch, let other, let complete): copied(id, epoch, other, complete)

@@ -59,8 +59,9 @@ package enum TakeoverEvent: Hashable, Sendable {
     case moveSettled(SegmentID, epoch: UInt64, end: Int64?)
     case finishedAsked(SegmentID, from: Drainer)
     case unlinked(SegmentID, gone: Bool)
-    /// The answer to `sendLateOutcomes`: all of them were handed to the session; false where there is none, or no room in it.
-    case lateOutcomesSent(SegmentID, sent: Bool)
+    /// The answer to `sendLateOutcomes`: how many pieces, from the first on, the drainer's session has taken by now, and whether
+    /// those are all.
+    case lateOutcomesSent(SegmentID, pieces: Int, all: Bool)
     case unlinkedElsewhere(SegmentID, disk: UInt64, revision: UInt64, from: Drainer)
     /// The joining member was given everything, or could not be.
     case copied(SegmentID, epoch: UInt64, EnsembleMember, complete: Bool)
@@ -86,9 +87,9 @@ package enum TakeoverAction: Hashable, Sendable {
     /// Send the outcome log of the epoch from this offset on.
     case sendOutcomes(SegmentID, epoch: UInt64, to: EnsembleMember, from: Int64, upTo: Int64)
     case settled(SegmentID, epoch: UInt64, upTo: Int64)
-    /// Send the final outcomes of the own copy, which is about to go, to the segment's drainer (PROTOCOL T5); answered by
-    /// `lateOutcomesSent`.
-    case sendLateOutcomes(SegmentID, epoch: UInt64, to: NodeID)
+    /// Send the final outcomes of the own copy, which is about to go, to the segment's drainer (PROTOCOL T5), but for those pieces that
+    /// it has; answered by `lateOutcomesSent`.
+    case sendLateOutcomes(SegmentID, epoch: UInt64, to: NodeID, after: Int)
     /// Give the joining member the segment's chunks (C1).
     case copy(SegmentKey, to: EnsembleMember)
     /// Copy what is alive in it to the key's target, held for the key's epoch; answered by `moved`.
@@ -135,8 +136,12 @@ package struct TakeoverTiming: Hashable, Sendable {
     /// Who does not have it after so many copies joins no more: its disk may be full.
     package var recopyTries = 3
     package var finishRetry = TimeSpan.milliseconds(500)
-    /// A copy that was replaced stays no longer than this because its outcomes reach no drainer (T5).
+    /// A copy that was replaced stays no longer than this, from the first try, because its outcomes reach no drainer (T5).
     package var lateOutcomes = TimeSpan.seconds(10)
+    /// Copies whose outcomes are told, and fetches from former drainers that are back, under way at a time, each; and how often the
+    /// latter are tried, `recopyRetry` apart.
+    package var lateUnderWay = 4
+    package var lateTries = 3
     /// Takeovers under way at a time: each reads a segment.
     package var takeovers = 4
     /// Copies under way at a time.

@@ -72,7 +72,9 @@ extension Spool {
                 continue
             }
             open += 1
-            found.append(UnreportedOutcome(envelope: envelope, outcome: record.outcome(of: message)))
+            var outcome = record.outcome(of: message)
+            outcome.isLate = true
+            found.append(UnreportedOutcome(envelope: envelope, outcome: outcome))
             if found.count >= SpoolLimits.recoveryBatch {
                 receivers.unreported.late(outcomes: found)
                 found.removeAll(keepingCapacity: true)

@@ -66,15 +66,15 @@ extension Table: Equatable where Value: Equatable {}
 extension Table: Hashable where Key: Hashable, Value: Hashable {}
 
 extension NodeID: Comparable {
-    package static func < (left: NodeID, right: NodeID) -> Bool { left.value < right.value }
+    public static func < (left: NodeID, right: NodeID) -> Bool { left.value < right.value }
 }
 
 extension Incarnation: Comparable {
-    package static func < (left: Incarnation, right: Incarnation) -> Bool { left.value < right.value }
+    public static func < (left: Incarnation, right: Incarnation) -> Bool { left.value < right.value }
 }
 
 extension SegmentID: Comparable {
-    package static func < (left: SegmentID, right: SegmentID) -> Bool {
+    public static func < (left: SegmentID, right: SegmentID) -> Bool {
         (left.writer, left.incarnation, left.index) < (right.writer, right.incarnation, right.index)
     }
 }

@@ -3,14 +3,14 @@
 /// A node's configured name (`node.id`) as a number that fits fixed-size headers: `StableHash` of the name.
 ///
 /// Registration refuses a node whose number another name already has.
-package struct NodeID: Hashable, Sendable {
-    package let value: UInt64
+public struct NodeID: Hashable, Sendable {
+    public let value: UInt64
 
-    package init(value: UInt64) {
+    public init(value: UInt64) {
         self.value = value
     }
 
-    package init(name: String) {
+    public init(name: String) {
         var hash = StableHash()
         for byte in name.utf8 { hash.combine(byte) }
         self.value = hash.finish()
@@ -18,21 +18,21 @@ package struct NodeID: Hashable, Sendable {
 }
 
 /// One run of a node. Random, drawn at each start, never derived from the control plane (PROTOCOL A5).
-package struct Incarnation: Hashable, Sendable {
-    package let value: UInt64
+public struct Incarnation: Hashable, Sendable {
+    public let value: UInt64
 
-    package init(value: UInt64) {
+    public init(value: UInt64) {
         self.value = value
     }
 }
 
 /// A segment's name: who writes it, in which run, and the how many-th it is. Unique for ever.
-package struct SegmentID: Hashable, Sendable {
-    package let writer: NodeID
-    package let incarnation: Incarnation
-    package let index: UInt64
+public struct SegmentID: Hashable, Sendable {
+    public let writer: NodeID
+    public let incarnation: Incarnation
+    public let index: UInt64
 
-    package init(writer: NodeID, incarnation: Incarnation, index: UInt64) {
+    public init(writer: NodeID, incarnation: Incarnation, index: UInt64) {
         self.writer = writer
         self.incarnation = incarnation
         self.index = index
@@ -42,37 +42,37 @@ package struct SegmentID: Hashable, Sendable {
 /// A message's id: 48 bits of milliseconds since the epoch, then 80 random bits, so that ids sort by time of arrival.
 ///
 /// Its text is 26 characters of Crockford base 32, the same in SMTP replies, logs, events, Received and the API.
-package struct MessageID: Hashable, Comparable, Sendable, BitwiseCopyable {
-    package let high: UInt64
-    package let low: UInt64
+public struct MessageID: Hashable, Comparable, Sendable, BitwiseCopyable {
+    public let high: UInt64
+    public let low: UInt64
 
     @inlinable
-    package init(high: UInt64, low: UInt64) {
+    public init(high: UInt64, low: UInt64) {
         self.high = high
         self.low = low
     }
 
     /// The id of a message that arrived at `instant`; `random` gives 80 bits.
     @inlinable
-    package init(at instant: Instant, random: (UInt16, UInt64)) {
+    public init(at instant: Instant, random: (UInt16, UInt64)) {
         self.high = (instant.millisecondsSinceEpoch & 0xffff_ffff_ffff) << 16 | UInt64(random.0)
         self.low = random.1
     }
 
     /// When the id was made, to the millisecond.
-    package var madeAt: Instant { Instant(nanoseconds: Int64(high >> 16) &* 1_000_000) }
+    public var madeAt: Instant { Instant(nanoseconds: Int64(high >> 16) &* 1_000_000) }
 
     @inlinable
-    package static func < (left: MessageID, right: MessageID) -> Bool {
+    public static func < (left: MessageID, right: MessageID) -> Bool {
         (left.high, left.low) < (right.high, right.low)
     }
 
     /// Number of characters of `text`.
-    package static let textLength = 26
+    public static let textLength = 26
 
     /// Writes the 26 characters through `append`, most significant first.
     @inlinable
-    package func forEachCharacter(_ append: (UInt8) -> Void) {
+    public func forEachCharacter(_ append: (UInt8) -> Void) {
         // 130 bits of text for 128 bits of id: the first character holds 3 bits.
         var position = 125
         while position >= 0 {
@@ -90,7 +90,7 @@ package struct MessageID: Hashable, Comparable, Sendable, BitwiseCopyable {
     }
 
     /// The 26 characters as bytes.
-    package var textBytes: [UInt8] {
+    public var textBytes: [UInt8] {
         var bytes: [UInt8] = []
         bytes.reserveCapacity(Self.textLength)
         forEachCharacter { bytes.append($0) }
@@ -104,7 +104,7 @@ package struct MessageID: Hashable, Comparable, Sendable, BitwiseCopyable {
     }
 
     /// Reads 26 characters; small letters and Crockford's look-alikes (O, I, L) are taken. Nil for anything else.
-    package init?(text: some Collection<UInt8>) {
+    public init?(text: some Collection<UInt8>) {
         guard text.count == Self.textLength else { return nil }
         var high: UInt64 = 0
         var low: UInt64 = 0
@@ -133,18 +133,18 @@ package struct MessageID: Hashable, Comparable, Sendable, BitwiseCopyable {
 }
 
 extension MessageID: CustomStringConvertible {
-    package var description: String { String(decoding: textBytes, as: UTF8.self) }
+    public var description: String { String(decoding: textBytes, as: UTF8.self) }
 }
 
 /// Makes message ids from a seeded generator. One per loop; not shared.
-package struct MessageIDGenerator: Sendable {
+public struct MessageIDGenerator: Sendable {
     private var random: SplitMix64
 
-    package init(seed: UInt64) {
+    public init(seed: UInt64) {
         self.random = SplitMix64(seed: seed)
     }
 
-    package mutating func next(at now: Instant) -> MessageID {
+    public mutating func next(at now: Instant) -> MessageID {
         MessageID(at: now, random: (UInt16(truncatingIfNeeded: random.next()), random.next()))
     }
 }

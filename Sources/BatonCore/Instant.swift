@@ -4,80 +4,80 @@
 ///
 /// Within a process it never goes back: `SystemTimeSource` adds the time that has passed since to the wall clock read at start.
 /// Arithmetic saturates, so that an absurd value from a disk cannot trap.
-package struct Instant: Comparable, Hashable, Sendable, BitwiseCopyable {
-    package var nanoseconds: Int64
+public struct Instant: Comparable, Hashable, Sendable, BitwiseCopyable {
+    public var nanoseconds: Int64
 
     @inlinable
-    package init(nanoseconds: Int64) {
+    public init(nanoseconds: Int64) {
         self.nanoseconds = nanoseconds
     }
 
     @inlinable
-    package init(secondsSinceEpoch seconds: Int64) {
+    public init(secondsSinceEpoch seconds: Int64) {
         let (product, overflow) = seconds.multipliedReportingOverflow(by: 1_000_000_000)
         self.nanoseconds = overflow ? (seconds < 0 ? .min : .max) : product
     }
 
-    package static let distantFuture = Instant(nanoseconds: .max)
-    package static let epoch = Instant(nanoseconds: 0)
+    public static let distantFuture = Instant(nanoseconds: .max)
+    public static let epoch = Instant(nanoseconds: 0)
 
     /// Whole seconds since the Unix epoch, rounded towards the past.
     @inlinable
-    package var secondsSinceEpoch: Int64 {
+    public var secondsSinceEpoch: Int64 {
         nanoseconds >= 0 ? nanoseconds / 1_000_000_000 : -((-(nanoseconds + 1)) / 1_000_000_000) - 1
     }
 
     /// Milliseconds since the Unix epoch, never negative.
     @inlinable
-    package var millisecondsSinceEpoch: UInt64 { nanoseconds <= 0 ? 0 : UInt64(nanoseconds) / 1_000_000 }
+    public var millisecondsSinceEpoch: UInt64 { nanoseconds <= 0 ? 0 : UInt64(nanoseconds) / 1_000_000 }
 
     @inlinable
-    package static func < (left: Instant, right: Instant) -> Bool { left.nanoseconds < right.nanoseconds }
+    public static func < (left: Instant, right: Instant) -> Bool { left.nanoseconds < right.nanoseconds }
 
     @inlinable
-    package static func + (instant: Instant, span: TimeSpan) -> Instant {
+    public static func + (instant: Instant, span: TimeSpan) -> Instant {
         let (sum, overflow) = instant.nanoseconds.addingReportingOverflow(span.nanoseconds)
         return Instant(nanoseconds: overflow ? (span.nanoseconds < 0 ? .min : .max) : sum)
     }
 
     @inlinable
-    package static func - (instant: Instant, span: TimeSpan) -> Instant {
+    public static func - (instant: Instant, span: TimeSpan) -> Instant {
         let (difference, overflow) = instant.nanoseconds.subtractingReportingOverflow(span.nanoseconds)
         return Instant(nanoseconds: overflow ? (span.nanoseconds < 0 ? .max : .min) : difference)
     }
 
     @inlinable
-    package static func - (later: Instant, earlier: Instant) -> TimeSpan {
+    public static func - (later: Instant, earlier: Instant) -> TimeSpan {
         let (difference, overflow) = later.nanoseconds.subtractingReportingOverflow(earlier.nanoseconds)
         return TimeSpan(nanoseconds: overflow ? (later < earlier ? .min : .max) : difference)
     }
 }
 
 /// A length of time in nanoseconds; `Swift.Duration` is 128 bits wide and slower, and nothing here needs attoseconds.
-package struct TimeSpan: Comparable, Hashable, Sendable {
-    package var nanoseconds: Int64
+public struct TimeSpan: Comparable, Hashable, Sendable {
+    public var nanoseconds: Int64
 
     @inlinable
-    package init(nanoseconds: Int64) {
+    public init(nanoseconds: Int64) {
         self.nanoseconds = nanoseconds
     }
 
-    package static let zero = TimeSpan(nanoseconds: 0)
+    public static let zero = TimeSpan(nanoseconds: 0)
 
     @inlinable
-    package static func milliseconds(_ count: Int64) -> TimeSpan { scaled(count, by: 1_000_000) }
+    public static func milliseconds(_ count: Int64) -> TimeSpan { scaled(count, by: 1_000_000) }
 
     @inlinable
-    package static func seconds(_ count: Int64) -> TimeSpan { scaled(count, by: 1_000_000_000) }
+    public static func seconds(_ count: Int64) -> TimeSpan { scaled(count, by: 1_000_000_000) }
 
     @inlinable
-    package static func minutes(_ count: Int64) -> TimeSpan { scaled(count, by: 60_000_000_000) }
+    public static func minutes(_ count: Int64) -> TimeSpan { scaled(count, by: 60_000_000_000) }
 
     @inlinable
-    package static func hours(_ count: Int64) -> TimeSpan { scaled(count, by: 3_600_000_000_000) }
+    public static func hours(_ count: Int64) -> TimeSpan { scaled(count, by: 3_600_000_000_000) }
 
     @inlinable
-    package static func days(_ count: Int64) -> TimeSpan { scaled(count, by: 86_400_000_000_000) }
+    public static func days(_ count: Int64) -> TimeSpan { scaled(count, by: 86_400_000_000_000) }
 
     @usableFromInline
     static func scaled(_ count: Int64, by unit: Int64) -> TimeSpan {
@@ -87,10 +87,10 @@ package struct TimeSpan: Comparable, Hashable, Sendable {
 
     /// Seconds with their fraction, for printing and for ratios.
     @inlinable
-    package var seconds: Double { Double(nanoseconds) / 1e9 }
+    public var seconds: Double { Double(nanoseconds) / 1e9 }
 
     /// This span times a factor of at least 0, saturating.
-    package func multiplied(by factor: Double) -> TimeSpan {
+    public func multiplied(by factor: Double) -> TimeSpan {
         let product = Double(nanoseconds) * factor
         guard product.isFinite, product < 9.2e18, product > -9.2e18 else {
             return TimeSpan(nanoseconds: product < 0 ? .min : .max)
@@ -99,16 +99,16 @@ package struct TimeSpan: Comparable, Hashable, Sendable {
     }
 
     @inlinable
-    package static func < (left: TimeSpan, right: TimeSpan) -> Bool { left.nanoseconds < right.nanoseconds }
+    public static func < (left: TimeSpan, right: TimeSpan) -> Bool { left.nanoseconds < right.nanoseconds }
 
     @inlinable
-    package static func + (left: TimeSpan, right: TimeSpan) -> TimeSpan {
+    public static func + (left: TimeSpan, right: TimeSpan) -> TimeSpan {
         let (sum, overflow) = left.nanoseconds.addingReportingOverflow(right.nanoseconds)
         return TimeSpan(nanoseconds: overflow ? (right.nanoseconds < 0 ? .min : .max) : sum)
     }
 }
 
 /// Where shells read the time. Safe from any thread.
-package protocol TimeSource: Sendable {
+public protocol TimeSource: Sendable {
     func now() -> Instant
 }

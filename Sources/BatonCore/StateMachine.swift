@@ -1,7 +1,7 @@
 // The shape of every engine: events in, actions out, time as an argument.
 
 /// A pure value that turns events into actions. It performs no I/O, reads no clock and draws randomness only from its own seed.
-package protocol StateMachine: Sendable {
+public protocol StateMachine: Sendable {
     associatedtype Event: Sendable
     associatedtype Action: Sendable
 
@@ -10,23 +10,26 @@ package protocol StateMachine: Sendable {
 
 /// Actions in the order in which the shell has to perform them. Reused between events, so that a step allocates nothing.
 ///
-/// Inlinable, as all generics of the hot path: without their bodies other modules would run them unspecialized.
-package struct ActionBuffer<Action: Sendable>: Sendable {
-    @usableFromInline package internal(set) var actions: [Action] = []
+/// Public and inlinable, as all generics of the hot path: without their bodies other modules run them unspecialized, and of
+/// declarations at package level the compiler gives none away, inlinable or not (docs/decisions/0009).
+public struct ActionBuffer<Action: Sendable>: Sendable {
+    @usableFromInline var stored: [Action] = []
 
-    @inlinable package init() {}
+    @inlinable public var actions: [Action] { stored }
+
+    @inlinable public init() {}
 
     @inlinable @inline(__always)
-    package mutating func append(_ action: Action) { actions.append(action) }
+    public mutating func append(_ action: Action) { stored.append(action) }
 
-    @inlinable package var isEmpty: Bool { actions.isEmpty }
+    @inlinable public var isEmpty: Bool { stored.isEmpty }
 
     /// Takes what is there and leaves an empty buffer.
-    @inlinable package mutating func drain() -> [Action] {
+    @inlinable public mutating func drain() -> [Action] {
         var taken: [Action] = []
-        swap(&taken, &actions)
+        swap(&taken, &stored)
         return taken
     }
 
-    @inlinable package mutating func removeAll() { actions.removeAll(keepingCapacity: true) }
+    @inlinable public mutating func removeAll() { stored.removeAll(keepingCapacity: true) }
 }

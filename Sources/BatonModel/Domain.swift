@@ -5,11 +5,11 @@ import BatonCore
 ///
 /// U-labels are kept as they came (RFC 6531); `BatonDNS` turns them into A-labels for look-ups. At most
 /// `Limits.domainOctets`; the parser that made it has checked the syntax.
-package struct Domain: Hashable, Sendable {
-    package let bytes: [UInt8]
+public struct Domain: Hashable, Sendable {
+    public let bytes: [UInt8]
 
     /// Lower-cases ASCII and drops one trailing dot. The caller has checked the syntax.
-    package init(_ raw: some Collection<UInt8>) {
+    @inlinable public init(_ raw: some Collection<UInt8>) {
         var lowered: [UInt8] = []
         lowered.reserveCapacity(raw.count)
         for byte in raw { lowered.append(byte >= 0x41 && byte <= 0x5a ? byte | 0x20 : byte) }
@@ -17,20 +17,20 @@ package struct Domain: Hashable, Sendable {
         self.bytes = lowered
     }
 
-    package init(_ text: String) {
+    public init(_ text: String) {
         self.init(Array(text.utf8))
     }
 
     /// `[192.0.2.1]` or `[IPv6:2001:db8::1]`.
-    package var isLiteral: Bool { bytes.first == UInt8(ascii: "[") }
+    public var isLiteral: Bool { bytes.first == UInt8(ascii: "[") }
 
     /// Whether any octet is outside ASCII, so that a peer needs SMTPUTF8 or an A-label.
-    package var isInternational: Bool { bytes.contains { $0 >= 0x80 } }
+    public var isInternational: Bool { bytes.contains { $0 >= 0x80 } }
 
     /// A fixed-key hash for placement.
-    package var stableHash: UInt64 { StableHash.of(bytes) }
+    public var stableHash: UInt64 { StableHash.of(bytes) }
 }
 
 extension Domain: CustomStringConvertible {
-    package var description: String { String(decoding: bytes, as: UTF8.self) }
+    public var description: String { String(decoding: bytes, as: UTF8.self) }
 }

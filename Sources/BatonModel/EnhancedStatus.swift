@@ -1,12 +1,12 @@
 // Enhanced status codes (RFC 3463; registry of RFC 5248).
 
 /// `class.subject.detail`, for example 5.1.1.
-package struct EnhancedStatus: Hashable, Sendable {
-    package let classDigit: UInt8
-    package let subject: UInt16
-    package let detail: UInt16
+public struct EnhancedStatus: Hashable, Sendable {
+    public let classDigit: UInt8
+    public let subject: UInt16
+    public let detail: UInt16
 
-    @inlinable package init(_ classDigit: UInt8, _ subject: UInt16, _ detail: UInt16) {
+    @inlinable public init(_ classDigit: UInt8, _ subject: UInt16, _ detail: UInt16) {
         self.classDigit = classDigit
         self.subject = subject
         self.detail = detail
@@ -14,7 +14,7 @@ package struct EnhancedStatus: Hashable, Sendable {
 
     /// Reads `2.1.5` at the start of a reply's text. Nil unless the class is 2, 4 or 5 and the numbers have at most 3 digits,
     /// followed by the end or a blank. Returns the octets used, one blank after it included.
-    @inlinable package static func parse(_ text: some Collection<UInt8>) -> (status: EnhancedStatus, length: Int)? {
+    @inlinable public static func parse(_ text: some Collection<UInt8>) -> (status: EnhancedStatus, length: Int)? {
         var numbers: [UInt16] = []
         var current: UInt16 = 0
         var digits = 0
@@ -43,5 +43,5 @@ package struct EnhancedStatus: Hashable, Sendable {
 }
 
 extension EnhancedStatus: CustomStringConvertible {
-    package var description: String { "\(classDigit).\(subject).\(detail)" }
+    public var description: String { "\(classDigit).\(subject).\(detail)" }
 }

@@ -4,13 +4,13 @@
 /// ASCII letters keep their case here and are lowered in `domain`.
 ///
 /// Made by the SMTP parser, by configuration and by the envelope decoder, which have checked syntax and length.
-package struct MailAddress: Hashable, Sendable {
-    package let bytes: [UInt8]
+public struct MailAddress: Hashable, Sendable {
+    public let bytes: [UInt8]
     /// Number of octets before the separating `@`.
-    package let localPartCount: Int
+    public let localPartCount: Int
 
     /// Nil unless both parts are non-empty and free of CR, LF, NUL, and the whole fits a path (RFC 5321 4.5.3.1.3).
-    package init?(localPart: some Collection<UInt8>, domain: some Collection<UInt8>) {
+    @inlinable public init?(localPart: some Collection<UInt8>, domain: some Collection<UInt8>) {
         guard !localPart.isEmpty, !domain.isEmpty, localPart.count + domain.count + 1 <= Self.octetsMax else {
             return nil
         }
@@ -25,26 +25,26 @@ package struct MailAddress: Hashable, Sendable {
     }
 
     /// Splits at the last `@`; the same checks as above. Does not check the grammar of RFC 5321: the SMTP parser does.
-    package init?(_ text: some BidirectionalCollection<UInt8>) {
+    @inlinable public init?(_ text: some BidirectionalCollection<UInt8>) {
         guard let at = text.lastIndex(of: UInt8(ascii: "@")) else { return nil }
         self.init(localPart: Array(text[..<at]), domain: Array(text[text.index(after: at)...]))
     }
 
-    package init?(_ text: String) {
+    public init?(_ text: String) {
         self.init(Array(text.utf8))
     }
 
     /// A path without its brackets (RFC 5321 4.5.3.1.3), doubled to leave room for UTF-8 (RFC 6531 3.1 leaves it open).
-    package static let octetsMax = 512
+    public static let octetsMax = 512
 
-    package var localPart: ArraySlice<UInt8> { bytes[..<localPartCount] }
-    package var domainBytes: ArraySlice<UInt8> { bytes[(localPartCount + 1)...] }
-    package var domain: Domain { Domain(domainBytes) }
+    public var localPart: ArraySlice<UInt8> { bytes[..<localPartCount] }
+    public var domainBytes: ArraySlice<UInt8> { bytes[(localPartCount + 1)...] }
+    public var domain: Domain { Domain(domainBytes) }
 
     /// Whether SMTPUTF8 is needed to carry it.
-    package var isInternational: Bool { bytes.contains { $0 >= 0x80 } }
+    public var isInternational: Bool { bytes.contains { $0 >= 0x80 } }
 }
 
 extension MailAddress: CustomStringConvertible {
-    package var description: String { String(decoding: bytes, as: UTF8.self) }
+    public var description: String { String(decoding: bytes, as: UTF8.self) }
 }

@@ -13,7 +13,38 @@ package struct EncodedFrame: Hashable, Sendable {
     package var cost: FrameCost { FrameCost(octets: octets, frames: 1) }
 
     /// Nil for what a peer would refuse: values out of their bounds, or too long a payload.
-    package init?(_ message: PeerMessage) { self.init(message.payload) }
+    /// Case by case, so that no payload is boxed on its way.
+    package init?(_ message: PeerMessage) {
+        switch message {
+        case .hello(let payload): self.init(payload)
+        case .ready(let payload): self.init(payload)
+        case .ping(let payload): self.init(payload)
+        case .pong(let payload): self.init(payload)
+        case .credit(let payload): self.init(payload)
+        case .goodbye(let payload): self.init(payload)
+        case .error(let payload): self.init(payload)
+        case .submit(let payload): self.init(payload)
+        case .submitted(let payload): self.init(payload)
+        case .ask(let payload): self.init(payload)
+        case .create(let payload): self.init(payload)
+        case .created(let payload): self.init(payload)
+        case .append(let payload): self.init(payload)
+        case .durable(let payload): self.init(payload)
+        case .outcome(let payload): self.init(payload)
+        case .recorded(let payload): self.init(payload)
+        case .fetch(let payload): self.init(payload)
+        case .chunk(let payload): self.init(payload)
+        case .seal(let payload): self.init(payload)
+        case .sealed(let payload): self.init(payload)
+        case .finished(let payload): self.init(payload)
+        case .unlinked(let payload): self.init(payload)
+        case .promiseAsked(let payload): self.init(payload)
+        case .promise(let payload): self.init(payload)
+        case .quota(let payload): self.init(payload)
+        case .query(let payload): self.init(payload)
+        case .answer(let payload): self.init(payload)
+        }
+    }
 
     init?(_ payload: some FramePayload) {
         guard payload.isValid else { return nil }

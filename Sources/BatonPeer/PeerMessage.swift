@@ -32,39 +32,35 @@ package enum PeerMessage: Hashable, Sendable {
     case query(Query)
     case answer(Answer)
 
-    package var type: FrameType { Swift.type(of: payload).type }
-    package var flags: FrameFlags { payload.flags }
-
-    /// One existential per frame, never per octet or record.
-    var payload: any FramePayload {
+    package var type: FrameType {
         switch self {
-        case .hello(let payload): payload
-        case .ready(let payload): payload
-        case .ping(let payload): payload
-        case .pong(let payload): payload
-        case .credit(let payload): payload
-        case .goodbye(let payload): payload
-        case .error(let payload): payload
-        case .submit(let payload): payload
-        case .submitted(let payload): payload
-        case .ask(let payload): payload
-        case .create(let payload): payload
-        case .created(let payload): payload
-        case .append(let payload): payload
-        case .durable(let payload): payload
-        case .outcome(let payload): payload
-        case .recorded(let payload): payload
-        case .fetch(let payload): payload
-        case .chunk(let payload): payload
-        case .seal(let payload): payload
-        case .sealed(let payload): payload
-        case .finished(let payload): payload
-        case .unlinked(let payload): payload
-        case .promiseAsked(let payload): payload
-        case .promise(let payload): payload
-        case .quota(let payload): payload
-        case .query(let payload): payload
-        case .answer(let payload): payload
+        case .hello: .hello
+        case .ready: .ready
+        case .ping: .ping
+        case .pong: .pong
+        case .credit: .credit
+        case .goodbye: .goodbye
+        case .error: .error
+        case .submit: .submit
+        case .submitted: .submitted
+        case .ask: .ask
+        case .create: .create
+        case .created: .created
+        case .append: .append
+        case .durable: .durable
+        case .outcome: .outcome
+        case .recorded: .recorded
+        case .fetch: .fetch
+        case .chunk: .chunk
+        case .seal: .seal
+        case .sealed: .sealed
+        case .finished: .finished
+        case .unlinked: .unlinked
+        case .promiseAsked: .promiseAsked
+        case .promise: .promise
+        case .quota: .quota
+        case .query: .query
+        case .answer: .answer
         }
     }
 

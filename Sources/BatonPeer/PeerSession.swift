@@ -35,7 +35,7 @@ package struct PeerSession: StateMachine {
     var receiveWindow = ReceiveWindow(size: .zero)
     /// Messages without credit, in the order in which they were sent.
     var queue = CircularBuffer<EncodedFrame>()
-    var queued = FrameCost.zero
+    package internal(set) var queued = FrameCost.zero
     /// Of all types, since the beginning.
     package private(set) var frames = (sent: 0, received: 0)
 

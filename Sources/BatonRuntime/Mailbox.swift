@@ -8,7 +8,7 @@ import Synchronization
 /// A bounded queue into an event loop. Producers offer from any thread; the loop gets everything waiting in one call.
 ///
 /// At most one wake is outstanding, so a burst of offers costs one loop crossing.
-package final class LoopMailbox<Element: Sendable>: Sendable {
+public final class LoopMailbox<Element: Sendable>: Sendable {
     @usableFromInline struct State {
         @usableFromInline var waiting: [Element] = []
         @usableFromInline var wakePending = false
@@ -30,14 +30,14 @@ package final class LoopMailbox<Element: Sendable>: Sendable {
     @usableFromInline let receive: @Sendable ([Element]) -> Void
 
     /// `receive` runs on `loop` with at most `capacity` elements.
-    @inlinable package init(loop: any EventLoop, capacity: Int, receive: @escaping @Sendable ([Element]) -> Void) {
+    @inlinable public init(loop: any EventLoop, capacity: Int, receive: @escaping @Sendable ([Element]) -> Void) {
         self.loop = loop
         self.capacity = capacity
         self.receive = receive
     }
 
     /// False, and nothing taken, when the elements do not fit under the capacity.
-    @inlinable package func offer(_ elements: [Element]) -> Bool {
+    @inlinable public func offer(_ elements: [Element]) -> Bool {
         guard !elements.isEmpty else { return true }
         let (taken, wake) = state.withLock { state in
             guard state.waiting.count + elements.count <= capacity else { return (false, false) }
@@ -48,7 +48,7 @@ package final class LoopMailbox<Element: Sendable>: Sendable {
     }
 
     /// Takes the elements whatever the bound; for what is bounded by its producer (results of bounded requests).
-    @inlinable package func deliver(_ elements: [Element]) {
+    @inlinable public func deliver(_ elements: [Element]) {
         guard !elements.isEmpty else { return }
         if state.withLock({ $0.add(elements) }) { wakeLoop() }
     }
@@ -67,12 +67,12 @@ package final class LoopMailbox<Element: Sendable>: Sendable {
 }
 
 /// How long a thread that nobody waits for lets more gather once something has come, so that it is woken for many at once.
-package struct Gathering: Sendable {
+public struct Gathering: Sendable {
     /// From so many elements on it waits no longer; at least 1.
-    @usableFromInline package let count: Int
-    @usableFromInline package let span: TimeSpan
+    public let count: Int
+    public let span: TimeSpan
 
-    package init(count: Int, span: TimeSpan) {
+    public init(count: Int, span: TimeSpan) {
         self.count = count
         self.span = span
     }
@@ -81,7 +81,7 @@ package struct Gathering: Sendable {
 /// A bounded queue into a dedicated thread, which waits for it.
 ///
 /// Uses a pthread mutex and condition, since `Mutex` has no condition variable.
-package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
+public final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     // @unchecked: every access to `waiting`, `closed` and `wanted` is under `mutex`.
     @usableFromInline let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     @usableFromInline let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
@@ -91,7 +91,7 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     @usableFromInline var wanted: Int?
     @usableFromInline let capacity: Int
 
-    @inlinable package init(capacity: Int) {
+    @inlinable public init(capacity: Int) {
         self.capacity = capacity
         pthread_mutex_init(mutex, nil)
         var attributes = pthread_condattr_t()
@@ -109,7 +109,7 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     }
 
     /// False, and nothing taken, when the elements do not fit under the capacity or the mailbox is closed.
-    @inlinable package func offer(_ elements: some Collection<Element>) -> Bool {
+    @inlinable public func offer(_ elements: some Collection<Element>) -> Bool {
         guard !elements.isEmpty else { return true }
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
@@ -120,7 +120,7 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
 
     /// Takes the elements whatever the bound (but not when closed: false); for what is bounded by its producer.
     @discardableResult @inlinable
-    package func deliver(_ elements: some Collection<Element>) -> Bool {
+    public func deliver(_ elements: some Collection<Element>) -> Bool {
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
         guard !closed else { return false }
@@ -135,7 +135,7 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
 
     /// Everything waiting, at most `limit`. Waits until there is something, at most `timeout` nanoseconds (nil: for ever); with
     /// `gathering` then for more. An empty array means the time is over; nil that the mailbox is closed and empty.
-    @inlinable package func take(
+    @inlinable public func take(
         limit: Int = .max, timeoutNanoseconds timeout: Int64? = nil, gathering: Gathering? = nil
     ) -> [Element]? {
         pthread_mutex_lock(mutex)
@@ -170,14 +170,14 @@ package final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
         wanted = nil
     }
 
-    package var count: Int {
+    public var count: Int {
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
         return waiting.count
     }
 
     /// No more offers; the thread gets what is waiting, then nil.
-    package func close() {
+    public func close() {
         pthread_mutex_lock(mutex)
         closed = true
         pthread_cond_broadcast(condition)

@@ -66,7 +66,7 @@ struct OutcomeWriter: Sendable {
             return
         }
         if news != nil {
-            taken[place.segment, default: 0] += 1
+            if !outcome.isLate { taken[place.segment, default: 0] += 1 }
             touched.insert(place.segment)
         }
         let recipient = outcome.job.recipient
@@ -91,9 +91,11 @@ struct OutcomeWriter: Sendable {
     mutating func append(_ entry: OutcomeEntry, to handle: UInt32) {
         guard let name = ledger.name(of: handle) else { return }
         let (drainer, epoch) = (drainer, epochs[handle] ?? 1)
-        let fresh = OutcomeLog(path: "\(directory)/\(name.outcomeFile)", id: name.id)
-        if news != nil, epoch > 1, logs[handle] == nil { return }
-        logs[handle, default: fresh].append(entry, drainer: drainer, epoch: epoch)
+        if logs[handle] == nil {
+            guard news == nil || epoch == 1 else { return }
+            logs[handle] = OutcomeLog(path: "\(directory)/\(name.outcomeFile)", id: name.id)
+        }
+        logs[handle]?.append(entry, drainer: drainer, epoch: epoch)
         touched.insert(handle)
     }
 

@@ -327,9 +327,11 @@ final class PeerHandler: ChannelInboundHandler {
         perform()
         flush()
         guard let link else { return }
-        link.queued(session.queuedCost)
+        // Stored, not computed: another module's computed property would copy the whole session.
+        let queued = session.queued
+        link.queued(queued)
         let metrics = transport.metrics.of(link.identity.channel)
-        let isStalled = session.queuedCost.frames > 0
+        let isStalled = queued.frames > 0
         if isStalled, !self.isStalled { metrics.stalls.increment() }
         self.isStalled = isStalled
         count(metrics)

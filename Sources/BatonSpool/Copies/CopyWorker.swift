@@ -255,7 +255,8 @@ struct CopyWorker: Sendable {
     /// One fdatasync for each segment that was written to, then the answers.
     private mutating func sync(_ answers: inout [Answer]) {
         guard !answers.isEmpty else { return }
-        for id in Set(answers.map(\.id)) {
+        let ids = answers.count == 1 ? [answers[0].id] : Array(Set(answers.map(\.id)))
+        for id in ids {
             guard let copy = copies[id], copy.state.synced < copy.state.end, !copy.state.failed, let file = copy.file
             else { continue }
             do throws(DiskError) {

@@ -7,60 +7,63 @@ import BatonSpool
 import NIOCore
 import Synchronization
 
+/// Reads all outcomes of a copy, page by page, and sends the next few pieces of the final ones. On the copies' thread.
+struct LateTelling: Sendable {
+    let segment: SegmentID
+    let epoch: UInt64
+    /// Pieces that the drainer has.
+    let sent: Int
+    let read: @Sendable (_ offset: Int64, _ done: @escaping @Sendable (CopyRead) -> Void) -> Void
+    let send: @Sendable (OutcomeRecords) -> Bool
+    /// Once: the pieces that it has then, and whether those are all.
+    let answer: @Sendable (_ pieces: Int, _ all: Bool) -> Void
+
+    func begin() { page(after: ByteBuffer()) }
+
+    private func page(after octets: ByteBuffer) {
+        read(Int64(octets.readableBytes)) { found in
+            switch found {
+            case .octets(let more, let isLast):
+                var all = octets
+                all.writeImmutableBuffer(more)
+                guard !isLast, more.readableBytes > 0, all.readableBytes < DriverLimits.outcomeOctets else {
+                    return send(all)
+                }
+                page(after: all)
+            // There is nothing to tell.
+            case .missing, .damaged: answer(sent, true)
+            case .failed: answer(sent, false)
+            }
+        }
+    }
+
+    private func send(_ entries: ByteBuffer) {
+        let pieces = LateOutcomes.pieces(of: entries, segment: segment, most: PeerLimits.outcomeOctets)
+        let taken = pieces.dropFirst(sent).prefix(DriverLimits.piecesPerTick).prefix { piece in
+            send(
+                OutcomeRecords(
+                    segment: segment, epoch: epoch, from: 0, count: piece.count, records: piece.octets, isLate: true))
+        }
+        answer(sent + taken.count, sent + taken.count >= pieces.count)
+    }
+}
+
 extension ClusterDriver {
     // MARK: The member that was replaced
 
-    /// Reads them all and sends the next few pieces.
     func sendLateOutcomes(_ id: SegmentID, _ epoch: UInt64, to node: NodeID, after sent: Int) {
-        guard let parts, runtime.transport.isConnected(to: node, .bulk) else {
+        let runtime = runtime
+        guard let copies = parts?.copies, runtime.transport.isConnected(to: node, .bulk) else {
             return runtime.tell(.lateOutcomesSent(id, pieces: sent, all: false))
         }
-        let telling = Telling(
-            segment: id, epoch: epoch, node: node, copies: parts.copies, runtime: runtime, sent: sent)
-        telling.read(after: ByteBuffer())
-    }
-
-    private struct Telling: Sendable {
-        let segment: SegmentID
-        let epoch: UInt64
-        let node: NodeID
-        let copies: any CopyKeeping
-        let runtime: ClusterRuntime
-        let sent: Int
-
-        func read(after octets: ByteBuffer) {
-            copies.read(
-                segment, .outcomeEntries, from: Int64(octets.readableBytes), atMost: DriverLimits.pieceOctets
-            ) { read in
-                switch read {
-                case .octets(let more, let isLast):
-                    var all = octets
-                    all.writeImmutableBuffer(more)
-                    guard !isLast, more.readableBytes > 0, all.readableBytes < DriverLimits.outcomeOctets else {
-                        return send(all)
-                    }
-                    self.read(after: all)
-                // There is nothing to tell.
-                case .missing, .damaged: answer(sent, all: true)
-                case .failed: answer(sent, all: false)
-                }
-            }
+        let telling = LateTelling(segment: id, epoch: epoch, sent: sent) { offset, done in
+            copies.read(id, .outcomeEntries, from: offset, atMost: DriverLimits.pieceOctets, done: done)
+        } send: { records in
+            runtime.transport.send([.outcome(records)], to: node)
+        } answer: { pieces, all in
+            runtime.tell(.lateOutcomesSent(id, pieces: pieces, all: all))
         }
-
-        private func send(_ entries: ByteBuffer) {
-            let pieces = LateOutcomes.pieces(of: entries, segment: segment, most: PeerLimits.outcomeOctets)
-            let next = pieces.dropFirst(sent).prefix(DriverLimits.piecesPerTick)
-            let taken = next.prefix { piece in
-                let records = OutcomeRecords(
-                    segment: segment, epoch: epoch, from: 0, count: piece.count, records: piece.octets, isLate: true)
-                return runtime.transport.send([.outcome(records)], to: node)
-            }
-            answer(sent + taken.count, all: sent + taken.count >= pieces.count)
-        }
-
-        private func answer(_ pieces: Int, all: Bool) {
-            runtime.tell(.lateOutcomesSent(segment, pieces: pieces, all: all))
-        }
+        telling.begin()
     }
 
     // MARK: The drainer

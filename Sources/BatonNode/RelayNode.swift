@@ -257,7 +257,7 @@ package final class RelayNode: Sendable {
         }
         if let cluster {
             // Others have every outcome before they may take over.
-            await cluster.runtime.settle(within: .seconds(2))
+            await cluster.runtime.settle(within: DriverLimits.settleWait)
             await cluster.stop(forGood: false)
         }
         try? await Self.blocking {

@@ -15,6 +15,13 @@ import Testing
 private let start = Instant(secondsSinceEpoch: 1_000)
 private let site = Array("a.test".utf8)
 
+/// Once such a member is stale, what is unsettled because of it is settled by the others, or by the own disk (PROTOCOL P3).
+@Test func stopEndsBeforeAMemberThatTakesNothingIsStale() {
+    let timing = TakeoverTiming()
+    let stale = timing.behind + timing.silence + timing.listSoon
+    #expect(DriverLimits.settleWait >= stale)
+}
+
 @Suite struct DotPermissionTests {
     private func ref(_ segment: UInt32) -> StoredMessageRef { StoredMessageRef(segment: segment, record: 0) }
 

@@ -77,7 +77,7 @@ struct FakeGatewayTests {
             while gateway.count("/v3/kv/range") < 2 { await Task.yield() }
             plane.stop()
             let end = await waiting
-            #expect(end?.refusal == .stopped || end?.refusal == .unavailable)
+            #expect(end?.refusal == .stopped || end?.refusal == .unavailable, "\(String(describing: end))")
         }
     }
 

@@ -20,6 +20,9 @@ package enum DriverLimits {
     package static let outcomeOctets = 64 * ByteCount.mebi
     /// Late outcomes of former drainers that wait here.
     package static let lateOctets = 16 * ByteCount.mebi
+    /// A node that leaves waits no longer for its outcomes to be settled. Longer than it takes to mark a member stale that takes none
+    /// (`TakeoverTiming.behind`), and than the pause before a session with a node that has just restarted is opened again.
+    package static let settleWait = TimeSpan.seconds(5)
     /// Runs of nodes that are gone and may be asked about.
     package static let goneRuns = 64
     /// Takeovers that status tells of.

@@ -144,7 +144,10 @@ final class EtcdChannel: Sendable {
         case .tryAgain(let pause):
             guard pause > .zero else { return again(id) }
             // Without a timer the client is stopping, which ends the call, or is full.
-            if !curl.after(pause, { self.again(id) }) { finish(id) { $0.end(.overloaded, "no timer") } }
+            if !curl.after(pause, { self.again(id) }) {
+                let refusal: ControlRefusal = state.withLock { $0.stopped } ? .stopped : .overloaded
+                finish(id) { $0.end(refusal, "no timer") }
+            }
         }
     }
 

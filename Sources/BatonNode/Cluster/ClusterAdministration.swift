@@ -335,7 +335,7 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
         }
         runtime.leave()
         await relay.stopDelivering()
-        await runtime.settle(within: .seconds(5))
+        await runtime.settle(within: DriverLimits.settleWait)
         await registration.announce(.drained, within: ClusterAdminLimits.announceWait)
         state.withLock { $0.drained = true }
         try? await Task.sleep(nanoseconds: UInt64(ClusterAdminLimits.drainedLinger.nanoseconds))

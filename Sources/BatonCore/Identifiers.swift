@@ -137,14 +137,14 @@ extension MessageID: CustomStringConvertible {
 }
 
 /// Makes message ids from a seeded generator. One per loop; not shared.
-public struct MessageIDGenerator: Sendable {
+package struct MessageIDGenerator: Sendable {
     private var random: SplitMix64
 
-    public init(seed: UInt64) {
+    package init(seed: UInt64) {
         self.random = SplitMix64(seed: seed)
     }
 
-    public mutating func next(at now: Instant) -> MessageID {
+    package mutating func next(at now: Instant) -> MessageID {
         MessageID(at: now, random: (UInt16(truncatingIfNeeded: random.next()), random.next()))
     }
 }

@@ -109,6 +109,6 @@ public struct TimeSpan: Comparable, Hashable, Sendable {
 }
 
 /// Where shells read the time. Safe from any thread.
-public protocol TimeSource: Sendable {
+package protocol TimeSource: Sendable {
     func now() -> Instant
 }

@@ -1,7 +1,7 @@
 // The shape of every engine: events in, actions out, time as an argument.
 
 /// A pure value that turns events into actions. It performs no I/O, reads no clock and draws randomness only from its own seed.
-public protocol StateMachine: Sendable {
+package protocol StateMachine: Sendable {
     associatedtype Event: Sendable
     associatedtype Action: Sendable
 

@@ -85,13 +85,13 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
         }
         // A partition takes only the recipients that hash to it; a message is shown to those that have one.
         for (index, partition) in partitions.enumerated() {
-            let mine = messages.filter { message in
-                message.envelope.recipients.contains {
-                    $0.address.domain.stableHash % UInt64(partitions.count) == UInt64(index)
-                }
-            }
+            let mine = messages.filter { $0.envelope.recipients.contains { owns($0, index) } }
             if !mine.isEmpty { hand(mine, to: partition, waits: waits) }
         }
+    }
+
+    private func owns(_ recipient: EnvelopeRecipient, _ index: Int) -> Bool {
+        partitions.count == 1 || recipient.address.domain.stableHash % UInt64(partitions.count) == UInt64(index)
     }
 
     private func hand(_ messages: [AcceptedMessage], to partition: any MailTaking, waits: Bool) {
@@ -118,10 +118,8 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
         for (index, partition) in partitions.enumerated() {
             let mine = found.filter { item in
                 let number = Int(item.outcome.job.recipient)
-                guard item.envelope.recipients.indices.contains(number) else { return false }
-                let recipient = item.envelope.recipients[number]
-                return partitions.count == 1
-                    || recipient.address.domain.stableHash % UInt64(partitions.count) == UInt64(index)
+                return item.envelope.recipients.indices.contains(number)
+                    && owns(item.envelope.recipients[number], index)
             }
             guard !mine.isEmpty else { continue }
             partition.drop(mine.map { EndedElsewhere(id: $0.envelope.id, job: $0.outcome.job) }) { [self] dropped in

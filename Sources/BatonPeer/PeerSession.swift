@@ -35,6 +35,7 @@ package struct PeerSession: StateMachine {
     var receiveWindow = ReceiveWindow(size: .zero)
     /// Messages without credit, in the order in which they were sent.
     var queue = CircularBuffer<EncodedFrame>()
+    /// What waits for credit.
     package internal(set) var queued = FrameCost.zero
     /// Of all types, since the beginning.
     package private(set) var frames = (sent: 0, received: 0)
@@ -57,8 +58,6 @@ package struct PeerSession: StateMachine {
     package var isClosed: Bool { phase == .closed }
     /// From the last PING to its PONG.
     package var roundTrip: TimeSpan? { heartbeat.roundTrip }
-    /// What waits for credit.
-    package var queuedCost: FrameCost { queued }
     /// What the peer takes before it has let go of any; nothing before the handshake is over.
     package var peerWindow: FrameCost { sendWindow.size }
     /// What is delivered and not released.

@@ -259,4 +259,13 @@ enum OutcomeFormat {
         }
         return (valid, damaged)
     }
+
+    /// Entries without a file's header, as members send them; what cannot be read is passed over.
+    static func entries(_ octets: ByteBuffer, segment: SegmentID) -> [OutcomeEntry] {
+        var found: [OutcomeEntry] = []
+        var buffer = header(segment).bytes
+        buffer.writeImmutableBuffer(octets)
+        _ = scan(buffer, segment: segment) { entry, _ in found.append(entry) }
+        return found
+    }
 }

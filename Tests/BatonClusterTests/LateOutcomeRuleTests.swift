@@ -168,7 +168,7 @@ import Testing
 
     // MARK: Many at once
 
-    @Test func hundredReplacedCopiesAreReadAtOnce() {
+    @Test func replacedCopiesAreAllReadAtOnce() {
         var rig = Rig(lookedThrough: false)
         let ids = (UInt64(0)..<10).map {
             SegmentID(writer: Rig.other.node, incarnation: Rig.other.incarnation, index: $0)
@@ -197,6 +197,49 @@ import Testing
         for id in asked.suffix(4) { rig.give(.lateOutcomesSent(id, pieces: 1, all: true)) }
         rig.pass(.milliseconds(100))
         #expect(tellings().count == 2)
+    }
+
+    /// A writer is back after this node has taken over all its segments.
+    @Test func outcomesOfAllSegmentsAreFetchedAtOnce() {
+        var rig = Rig(lookedThrough: false)
+        let ids = (UInt64(0)..<6).map {
+            SegmentID(writer: Rig.other.node, incarnation: Rig.other.incarnation, index: $0)
+        }
+        rig.give(.started(copies: ids))
+        rig.list(ids.map { Rig.key($0) }, alive: [])
+        let claims = rig.stores
+        #expect(claims.count == 6)
+        for claim in claims {
+            rig.commit(claim, revision: 6)
+            rig.give(
+                .copySealed(
+                    claim.id, epoch: 2,
+                    .sealed(BatonSpool.CopyReport(end: 8192, tailInvalid: false, outcomeOctets: 0))))
+            if let fixed = rig.stores.first { rig.commit(fixed, revision: 7) }
+            rig.give(.adopted(claim.id, epoch: 2, success: true))
+        }
+        let taken = ids.map { id in
+            var key = Rig.key(id, drainer: Rig.me, revision: 7)
+            key.drainEpoch = 2
+            key.state = .sealed(at: 8192)
+            key.stale = [Rig.theirs]
+            return key
+        }
+        rig.list(taken, alive: [Rig.otherNode])
+        var fetched: [SegmentID] = []
+        func note() {
+            fetched += rig.actions.compactMap { if case .fetchOutcomes(let id, _, _, _) = $0 { id } else { nil } }
+        }
+        for id in ids {
+            rig.give(
+                .reported(id, epoch: 2, .sealed(end: 8192, tailInvalid: false, outcomeOctets: 90), from: Rig.other))
+            note()
+        }
+        #expect(fetched.count == 4)
+        for id in fetched { rig.give(.outcomesFetched(id, epoch: 2, Rig.theirs, complete: true)) }
+        rig.pass(.milliseconds(100))
+        note()
+        #expect(Set(fetched) == Set(ids))
     }
 
     @Test func piecesThatWereTakenAreSentAgain() {

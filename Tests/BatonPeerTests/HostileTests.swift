@@ -12,7 +12,7 @@ private func broken(_ end: End, _ settings: PeerSettings) -> String? {
     if end.actedAfterClose { return "acted after its end" }
     if end.closes.count > 1 { return "ended twice: \(end.closes)" }
     if held.octets > window.octets || held.frames > window.frames { return "holds \(held)" }
-    let queued = end.session.queuedCost
+    let queued = end.session.queued
     if queued.octets > settings.queue.octets || queued.frames > settings.queue.frames { return "queues \(queued)" }
     if end.opened == nil, !end.delivered.isEmpty { return "delivered before it was open" }
     return nil

@@ -39,7 +39,7 @@ import Testing
     pair.move()
     #expect(pair.acceptor.delivered.count == window.octets / appendCost(size).octets)
     #expect(pair.acceptor.session.heldCost.octets <= window.octets)
-    #expect(pair.dialer.session.queuedCost.frames == 12 - pair.acceptor.delivered.count)
+    #expect(pair.dialer.session.queued.frames == 12 - pair.acceptor.delivered.count)
     #expect(pair.dialer.refusals.isEmpty)
     // What is let go comes back as credit, and the rest follows.
     for _ in 0..<6 {
@@ -47,7 +47,7 @@ import Testing
         pair.move()
     }
     #expect(pair.acceptor.delivered.count == 12)
-    #expect(pair.dialer.session.queuedCost == .zero)
+    #expect(pair.dialer.session.queued == .zero)
 }
 
 @Test func smallFramesRunTheWindowOutOfFrames() {
@@ -66,7 +66,7 @@ import Testing
     pair.dialer.feed(.send(append(1, epoch: 9)), at: pair.now)
     pair.move()
     #expect(pair.acceptor.delivered.count == 3)
-    #expect(pair.dialer.session.queuedCost.frames == 2)
+    #expect(pair.dialer.session.queued.frames == 2)
     pair.acceptor.release(at: pair.now)
     pair.move()
     #expect(pair.acceptor.delivered.last == append(1, epoch: 9))
@@ -75,13 +75,13 @@ import Testing
 @Test func queueGrowsWithoutBound() {
     var byOctets = Pair.open()
     for _ in 0..<40 { byOctets.dialer.feed(.send(append(ByteCount.mebi)), at: byOctets.now) }
-    #expect(byOctets.dialer.session.queuedCost.octets <= PeerLimits.queue.octets)
-    #expect(byOctets.dialer.session.queuedCost.octets > PeerLimits.queue.octets - 2 * ByteCount.mebi)
+    #expect(byOctets.dialer.session.queued.octets <= PeerLimits.queue.octets)
+    #expect(byOctets.dialer.session.queued.octets > PeerLimits.queue.octets - 2 * ByteCount.mebi)
     #expect(byOctets.dialer.refusals == [SendRefusal](repeating: .full, count: 40 - 7 - 7))
     var byFrames = Pair.open()
     let room = PeerLimits.bulkWindow.frames + PeerLimits.queue.frames
     for _ in 0..<(room + 3) { byFrames.dialer.feed(.send(append(1)), at: byFrames.now) }
-    #expect(byFrames.dialer.session.queuedCost.frames == PeerLimits.queue.frames)
+    #expect(byFrames.dialer.session.queued.frames == PeerLimits.queue.frames)
     #expect(byFrames.dialer.refusals == [.full, .full, .full])
 }
 
@@ -419,7 +419,7 @@ private func victim(channel: PeerChannel = .bulk) -> End { Pair.open(channel: ch
     var end = victim()
     let now = rigStart
     for _ in 0..<5 { end.feed(.send(append(PeerLimits.partOctets, by: Pair.settings("n2"))), at: now) }
-    #expect(end.session.queuedCost.frames == 2)
+    #expect(end.session.queued.frames == 2)
     try end.give(.goodbye(Goodbye(.stopping)), at: now)
     #expect(end.peerLeaves == .stopping && end.closes.isEmpty)
     var other = end

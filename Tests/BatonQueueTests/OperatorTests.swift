@@ -369,3 +369,20 @@ private func ended(_ number: UInt32, recipient: UInt32 = 0, segment: UInt32 = 1)
     #expect(harness.jobCount == 0)
     #expect(harness.violations() == [])
 }
+
+/// Parts of a message carry its id, and stand in several places.
+@Test func partOfAMessageIsTakenForAnotherOne() {
+    let harness = Harness()
+    let first = message(1, to: ["u@x.test"])
+    let other = AcceptedMessage(
+        ref: StoredMessageRef(segment: 2, record: 5), envelope: message(1, to: ["v@x.test"]).envelope, body: nil,
+        progress: nil, receptionRecorded: true)
+    harness.receive(first, other)
+    for ref in [other.ref, first.ref] {
+        let part = EndedElsewhere(id: messageID(1), job: JobRef(message: ref, recipient: 0))
+        #expect(harness.drop(part), "\(ref)")
+        #expect(!harness.drop(part), "\(ref)")
+    }
+    #expect(harness.jobCount == 0)
+    #expect(harness.violations() == [])
+}

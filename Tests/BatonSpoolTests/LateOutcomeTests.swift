@@ -41,9 +41,14 @@ import Testing
         #expect(late.map(\.envelope.id) == [Mail.id(1), Mail.id(3)], "a deferral is not final")
         #expect(late.map(\.outcome.job.message) == [1, 3].compactMap { pair.taker.jobs.message(Mail.id($0))?.ref })
         #expect(late.map(\.outcome.verdict) == [.delivered, .bounced])
-        // What was recorded here meanwhile is not news.
+        // What was recorded here meanwhile is not news; and no dot of this node waits for it (P5).
         pair.taker.spool.record(late.map(\.outcome))
         pair.taker.spool.pump()
+        let id = pair.id
+        #expect(pair.taker.news.state.withLock { $0.taken[id] } == 0)
+        pair.taker.spool.record([outcome(try #require(pair.taker.jobs.message(Mail.id(2))).ref, .delivered)])
+        pair.taker.spool.pump()
+        #expect(pair.taker.news.state.withLock { $0.taken[id] } == 1)
         pair.taker.spool.late(entries, of: pair.id)
         #expect(pair.taker.jobs.late.count == 2, "told twice")
         pair.taker.stop()

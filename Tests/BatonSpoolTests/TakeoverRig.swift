@@ -118,6 +118,8 @@ final class News: SegmentNews, CopyNews {
         var moved: [(id: SegmentID, epoch: UInt64, landed: Bool)] = []
         /// Fdatasync'ed octets of the present epoch's log.
         var synced: [SegmentID: Int64] = [:]
+        /// Outcomes that places of the window wait for.
+        var taken: [SegmentID: Int] = [:]
     }
     let state = Mutex(State())
 
@@ -125,6 +127,7 @@ final class News: SegmentNews, CopyNews {
         state.withLock { state in
             state.epochs[id, default: []].append(epoch)
             state.synced[id] = synced
+            state.taken[id] = taken
         }
     }
     func keyChanged(_ key: SegmentKey) { state.withLock { $0.keys.append(key) } }

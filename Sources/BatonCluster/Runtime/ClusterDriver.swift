@@ -12,7 +12,7 @@ import Synchronization
 package enum DriverLimits {
     /// Octets of one FETCH, and of one piece of a copy.
     package static let pieceOctets = ByteCount.mebi
-    /// Pieces given to a joining member within 100 ms: 40 MiB/s.
+    /// Pieces given to a joining member within 100 ms: 40 MiB/s. Pieces of late outcomes in one try.
     package static let piecesPerTick = 4
     /// A FETCH without an answer for so long has failed.
     package static let fetchDeadline = TimeSpan.seconds(3)

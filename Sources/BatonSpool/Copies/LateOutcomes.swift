@@ -38,16 +38,12 @@ package enum LateOutcomes {
 
     /// What can be read, in order. A copy that was withdrawn never counted (PROTOCOL S6): of it nothing is said.
     static func finals(in entries: ByteBuffer, segment: SegmentID) -> [OutcomeRecord] {
-        var found: [OutcomeRecord] = []
-        var buffer = OutcomeFormat.header(segment).bytes
-        buffer.writeImmutableBuffer(entries)
-        _ = OutcomeFormat.scan(buffer, segment: segment) { entry, _ in
+        OutcomeFormat.entries(entries, segment: segment).compactMap { entry in
             guard case .outcome(let record) = entry, record.verdict.isFinal, record.verdict != .withdrawn else {
-                return
+                return nil
             }
-            found.append(record)
+            return record
         }
-        return found
     }
 }
 

@@ -60,13 +60,7 @@ struct SegmentFiles {
     }
 
     /// The entries of `octets`, as another member sent them; what cannot be read is passed over.
-    func decode(_ octets: ByteBuffer) -> [OutcomeEntry] {
-        var found: [OutcomeEntry] = []
-        var buffer = OutcomeFormat.header(name.id).bytes
-        buffer.writeImmutableBuffer(octets)
-        _ = OutcomeFormat.scan(buffer, segment: name.id) { entry, _ in found.append(entry) }
-        return found
-    }
+    func decode(_ octets: ByteBuffer) -> [OutcomeEntry] { OutcomeFormat.entries(octets, segment: name.id) }
 
     /// What the logs of a segment say, each thing once.
     struct Known {

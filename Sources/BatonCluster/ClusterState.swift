@@ -38,7 +38,7 @@ package struct ClusterState: StateMachine {
         case restart(RestartReason)
     }
 
-    package enum RestartReason: Hashable, Sendable { case leaseLost, diskFailed }
+    package enum RestartReason: Hashable, Sendable { case leaseLost, diskFailed, registryChanged }
 
     package let me: Drainer
     package let member: EnsembleMember

@@ -107,9 +107,6 @@ extension RelayNode {
         }
     }
 
-    /// For `recover-registry`: a restored etcd counts its revisions anew.
-    package func holdRevisionsBeganAnew() { holds.book.withLock { $0.revisionsBeganAnew() } }
-
     private func take(_ step: HoldBook.Step) async throws {
         for loop in loops {
             let partition = loop.partition

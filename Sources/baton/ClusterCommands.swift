@@ -170,9 +170,15 @@ enum ClusterText {
     }
 
     static func recovery(_ report: ClusterRecoveryReport) -> String {
-        let lines = report.problems.map { "problem: \(LogEscape.plain($0))" }
-        return (["\(report.segments) segments on the disks, \(report.written) keys written"] + lines).joined(
-            separator: "\n") + AdminText.incomplete(report.incomplete)
+        var lines = ["\(report.segments) segments on the disks, \(report.written) keys written"]
+        if report.setBack {
+            lines[0] += ", of these \(report.finished) of segments that no disk holds"
+            lines.append(
+                "the registry had been set back"
+                    + (report.failed == 0 && report.incomplete.isEmpty ? ": all nodes go by it again" : ""))
+        }
+        lines += report.problems.map { "problem: \(LogEscape.plain($0))" }
+        return lines.joined(separator: "\n") + AdminText.incomplete(report.incomplete)
     }
 
     static func isDeadline(_ text: String) -> Bool { ClusterDrainCommand.deadline(text) != nil }

@@ -314,4 +314,12 @@ private typealias Rig = TakeoverRig
         rig.give(.tick)
         #expect(rig.actions.isEmpty)
     }
+
+    @Test func anotherRegistryIsSurvived() {
+        var rig = Rig()
+        rig.give(.registryChanged)
+        #expect(rig.actions == [.restart(.registryChanged)])
+        rig.give(.tick)
+        #expect(rig.actions.isEmpty)
+    }
 }

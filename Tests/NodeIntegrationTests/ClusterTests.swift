@@ -27,4 +27,13 @@ import Testing
         #expect(run.output.contains("lost 0, altered 0"), "\(run.output)")
         #expect(run.output.contains("backlog_moves"), "nothing was taken over: \(run.output)")
     }
+
+    /// etcd as it was before a node's death and the takeover of its segments: nobody may go by it until the operator's command.
+    @Test(.enabled(if: Places.canMakeNetworks && Places.runs("etcd"), "needs network namespaces and etcd"))
+    func etcdIsSetBackAndTheNodesGoByIt() throws {
+        let run = try play("etcd-set-back", rounds: 1)
+        #expect(run.code == 0, "\(run.output)")
+        #expect(run.output.contains("lost 0, altered 0"), "\(run.output)")
+        #expect(!run.output.contains("  ! "), "\(run.output)")
+    }
 }

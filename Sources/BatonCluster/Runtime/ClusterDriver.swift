@@ -25,6 +25,8 @@ package enum DriverLimits {
     package static let settleWait = TimeSpan.seconds(5)
     /// Runs of nodes that are gone and may be asked about.
     package static let goneRuns = 64
+    /// What was seen of the registry is written to the disk no more often.
+    package static let markPause = TimeSpan.seconds(1)
     /// Takeovers that status tells of.
     package static let notices = 100
 }
@@ -63,6 +65,7 @@ struct ClusterDriver: Sendable {
         switch work {
         case .event(let event): receive(event)
         case .view(let view): take(view)
+        case .setBack(let view): takeSetBack(view)
         case .run(let action): action(&self)
         }
     }
@@ -114,14 +117,8 @@ struct ClusterDriver: Sendable {
     private mutating func take(_ view: ClusterView) {
         let me = runtime.settings.me.node
         noteGone(view)
-        runtime.view = view
-        runtime.transport.peers(
-            view.nodes.compactMap { node in
-                guard let run = node.run, let address = PeerAddress(node.address) else { return nil }
-                return PeerEndpoint(
-                    name: node.id, incarnation: run.incarnation, address: address,
-                    revision: UInt64(max(0, view.revisions[node.node] ?? 0)))
-            })
+        runtime.remember()
+        meet(view)
         runtime.replicator.update(
             candidates: view.nodes.compactMap { node in
                 guard node.node != me, node.state == .serving || node.state == .joining, let member = node.member,
@@ -133,14 +130,38 @@ struct ClusterDriver: Sendable {
         receive(.control(.list, .listed(view.listing)))
     }
 
+    private func meet(_ view: ClusterView) {
+        runtime.view = view
+        runtime.transport.peers(
+            view.nodes.compactMap { node in
+                guard let run = node.run, let address = PeerAddress(node.address) else { return nil }
+                return PeerEndpoint(
+                    name: node.id, incarnation: run.incarnation, address: address,
+                    revision: UInt64(max(0, view.revisions[node.node] ?? 0)))
+            })
+    }
+
+    /// The nodes meet, for `recover-registry`; the rules learn nothing (docs/decisions/0010).
+    private mutating func takeSetBack(_ view: ClusterView) {
+        runtime.distrust()
+        meet(view)
+        receive(.control(.list, .unknown))
+    }
+
     // MARK: Actions
 
     private mutating func perform(_ action: TakeoverAction) {
         let (transport, mailbox) = (runtime.transport, runtime.mailbox)
         switch action {
         case .control(.list):
-            runtime.agent.list { view in
-                mailbox.deliver(CollectionOfOne(view.map { .view($0) } ?? .event(.control(.list, .unknown))))
+            runtime.agent.list { listing in
+                let work: ClusterRuntime.Work =
+                    switch listing {
+                    case .view(let view): .view(view)
+                    case .setBack(let view): .setBack(view)
+                    case .nothing: .event(.control(.list, .unknown))
+                    }
+                mailbox.deliver(CollectionOfOne(work))
             }
         case .control(let request):
             runtime.agent.perform(request) { answer in
@@ -207,7 +228,10 @@ struct ClusterDriver: Sendable {
                 if notices.count > DriverLimits.notices { notices.removeFirst() }
             }
         case .whole(let id): if let handle = parts?.handle(id) { runtime.handlers.whole(handle) }
-        case .restart(let reason): runtime.onRestart(reason)
+        case .restart(let reason):
+            // The next run has to know as much as this one: it judges by it.
+            runtime.saveMark()
+            runtime.onRestart(reason)
         }
     }
 

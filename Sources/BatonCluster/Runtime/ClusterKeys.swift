@@ -23,6 +23,8 @@ package struct ClusterPaths: Sendable {
         let parts = [id.writer.value, id.incarnation.value, id.index].map(SegmentName.hex)
         return ControlKey(root + "segments/" + parts.joined(separator: "/"))
     }
+    /// How often the registry was rebuilt (docs/decisions/0010); absent: never.
+    package var registry: ControlKey { ControlKey(root + "registry") }
     package var holds: ControlKey { ControlKey(root + "holds/") }
     package func hold(_ name: String) -> ControlKey { ControlKey(root + "holds/" + name) }
     package var drains: ControlKey { ControlKey(root + "drains/") }
@@ -81,6 +83,16 @@ package struct RosterEntry: Codable, Hashable, Sendable {
         self.disk = SegmentName.hex(disk)
         self.drained = drained
     }
+}
+
+/// `/baton/<cluster>/registry`.
+package struct RegistryEntry: Codable, Hashable, Sendable {
+    /// 16 hexadecimal digits.
+    package var recovery: String
+
+    package init(recovery: UInt64) { self.recovery = SegmentName.hex(recovery) }
+
+    package var number: UInt64? { UInt64(recovery, radix: 16) }
 }
 
 /// An operator's wish that a node leaves in order.
@@ -217,6 +229,9 @@ package struct ClusterView: Sendable {
     package var drained: Set<EnsembleMember> = []
     /// Operators' holds, for who reads them.
     package var holds: [ControlEntry] = []
+    /// How often the registry was rebuilt, and the revision of the key that says so (0: there is none).
+    package var recovery: UInt64 = 0
+    package var recoveryRevision: ControlRevision = 0
 
     /// What cannot be read is left out: it is somebody else's, or of a later version.
     package init(_ found: ControlListing, in paths: ClusterPaths) {
@@ -239,6 +254,10 @@ package struct ClusterView: Sendable {
                 if let request: DrainRequest = ClusterCodec.decode(entry.value) { drains.append(request) }
             } else if text.hasPrefix("holds/") {
                 holds.append(entry)
+            } else if entry.key == paths.registry {
+                let value: RegistryEntry? = ClusterCodec.decode(entry.value)
+                recovery = value?.number ?? 0
+                recoveryRevision = entry.modified
             } else if text.hasPrefix("forgotten/") {
                 let parts = text.split(separator: "/")
                 guard parts.count == 3, let disk = UInt64(parts[2], radix: 16) else { continue }

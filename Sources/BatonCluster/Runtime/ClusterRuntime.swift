@@ -100,6 +100,7 @@ package final class ClusterRuntime: Sendable {
     enum Work: Sendable {
         case event(TakeoverEvent)
         case view(ClusterView)
+        case setBack(ClusterView)
         case run(@Sendable (inout ClusterDriver) -> Void)
     }
 
@@ -124,6 +125,8 @@ package final class ClusterRuntime: Sendable {
     private let bound = Mutex(ClusterHandlers())
     private let threads = Mutex<[DedicatedThread]>([])
     private let watches = Mutex<[any ControlWatch]>([])
+    let marks: RegistryMarkFile?
+    let marking = Mutex(Marking())
     let onRestart: @Sendable (ClusterState.RestartReason) -> Void
 
     /// What blocks for long: reading a segment, removing files.
@@ -133,20 +136,32 @@ package final class ClusterRuntime: Sendable {
         case move(SegmentKey)
         case settleMove(SegmentID, epoch: UInt64, into: SegmentID, alive: Bool)
         case late(SegmentID, ByteBuffer, counted: Int)
+        case saveMark
     }
 
+    /// `marks`: where this disk remembers what it has seen of the registry; blocks for reading it.
     package init(
-        settings: ClusterRuntimeSettings, plane: any ControlPlane, transport: PeerTransport, time: any TimeSource,
-        logger: Logger, onRestart: @escaping @Sendable (ClusterState.RestartReason) -> Void
+        settings: ClusterRuntimeSettings, plane: any ControlPlane, transport: PeerTransport,
+        marks: RegistryMarkFile? = nil, time: any TimeSource, logger: Logger,
+        onRestart: @escaping @Sendable (ClusterState.RestartReason) -> Void
     ) {
         self.settings = settings
         self.transport = transport
         self.time = time
         self.logger = logger
         self.onRestart = onRestart
-        let agent = ControlAgent(plane, paths: ClusterPaths(cluster: settings.cluster), me: settings.me)
+        let (mark, wasDamaged) = marks?.load() ?? (nil, false)
+        if wasDamaged {
+            logger.error("cluster: \(RegistryMarkFile.name) is damaged: whether etcd was set back cannot be told")
+        }
+        self.marks = marks
+        let agent = ControlAgent(plane, paths: ClusterPaths(cluster: settings.cluster), me: settings.me, mark: mark)
         self.agent = agent
         let mailbox = mailbox
+        agent.onChange { why in
+            logger.critical("cluster: the control plane is not what it was", metadata: ["why": "\(why)"])
+            mailbox.deliver(CollectionOfOne(.event(.registryChanged)))
+        }
         self.replicator = Replicator(
             peers: transport, copies: settings.copies, failureDomain: settings.failureDomain,
             segmentSize: settings.segmentSize, time: time, logger: logger
@@ -216,6 +231,7 @@ package final class ClusterRuntime: Sendable {
         mailbox.close()
         takeovers.close()
         for thread in threads.withLock({ $0 }) { thread.join() }
+        saveMark()
         agent.plane.stop()
     }
 
@@ -277,6 +293,7 @@ package final class ClusterRuntime: Sendable {
             let spool = parts.spool
             for work in batch {
                 switch work {
+                case .saveMark: saveMark()
                 case .release(let id): tell(.unlinked(id, gone: spool.release(id)))
                 case .adopt(let adoption): adopt(adoption, by: spool)
                 case .move(let key):

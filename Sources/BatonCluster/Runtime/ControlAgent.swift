@@ -5,24 +5,77 @@ import BatonModel
 import BatonSpool
 import Synchronization
 
-/// One cluster's keys in a control plane. Any thread; answers come on the plane's threads.
+/// A listing, as far as it may be believed.
+package enum RegistryListing: Sendable {
+    case view(ClusterView)
+    /// The registry was set back: good for nothing but to find the other nodes.
+    case setBack(ClusterView)
+    case nothing
+}
+
+/// One cluster's keys in a control plane. Any thread; answers come on the plane's threads. Nothing of a registry that was set back
+/// gets through (docs/decisions/0010): it is as if the control plane did not answer.
 package final class ControlAgent: SegmentRegistry {
+    /// Without that judgement: for what has to work in a registry that was set back, too.
     package let plane: any ControlPlane
     package let paths: ClusterPaths
     private let me: Drainer
     private let state = Mutex(Known())
+    private let judge: Mutex<RegistryTrust>
+    private let changed = Mutex<(@Sendable (String) -> Void)?>(nil)
 
     private struct Known {
         /// When the own node key was created; nil while it is not registered.
         var registration: ControlRevision?
         var names: [NodeID: String] = [:]
         var created: [NodeID: (incarnation: Incarnation, revision: ControlRevision)] = [:]
+        /// Another store than the one that answered first has answered the last listing.
+        var isForeign = false
     }
 
-    package init(_ plane: any ControlPlane, paths: ClusterPaths, me: Drainer) {
+    /// `mark`: what this disk remembers.
+    package init(_ plane: any ControlPlane, paths: ClusterPaths, me: Drainer, mark: RegistryMark? = nil) {
         self.plane = plane
         self.paths = paths
         self.me = me
+        self.judge = Mutex(RegistryTrust(mark))
+    }
+
+    /// What has been made of the registry so far.
+    package var trust: RegistryTrust { judge.withLock { $0 } }
+
+    /// Called once, on a thread of the plane, when the registry is not the one any more that this run has gone by.
+    package func onChange(_ call: @escaping @Sendable (String) -> Void) { changed.withLock { $0 = call } }
+
+    /// By a recovery: another disk distrusts what is there, and this is what it has seen.
+    package func isTold(of mark: RegistryMark) { report(judge.withLock { $0.judge(told: mark) }) }
+
+    private func report(_ verdict: RegistryTrust.Verdict) {
+        guard case .changed(let why) = verdict,
+            let call = changed.withLock({ call in
+                defer { call = nil }
+                return call
+            })
+        else { return }
+        call(why)
+    }
+
+    /// Whether the answer to a request that was sent when `floor` was known is of the registry that this run goes by.
+    private func believes(_ header: ControlHeader, since floor: RegistryMark?) -> Bool {
+        let verdict = judge.withLock { $0.judge(header, since: floor) }
+        report(verdict)
+        return verdict == .trusted
+    }
+
+    private func believed(_ found: ControlListing, since floor: RegistryMark?) -> RegistryListing {
+        let view = ClusterView(found, in: paths)
+        let verdict = judge.withLock { $0.judge(listing: found.header, recovery: view.recovery, since: floor) }
+        report(verdict)
+        return switch verdict {
+        case .trusted: .view(view)
+        case .setBack: .setBack(view)
+        case .changed: .nothing
+        }
     }
 
     /// The own node key was put, at this revision of creation.
@@ -30,28 +83,52 @@ package final class ControlAgent: SegmentRegistry {
 
     // MARK: Requests of the state
 
-    package func list(_ done: @escaping @Sendable (ClusterView?) -> Void) {
+    package func list(_ done: @escaping @Sendable (RegistryListing) -> Void) {
+        let floor = trust.mark
         plane.list(paths.all, at: nil) { [self] result in
-            guard case .success(let found) = result else { return done(nil) }
-            let view = ClusterView(found, in: paths)
-            state.withLock { state in
-                for entry in view.roster { state.names[NodeID(name: entry.id)] = entry.id }
-                state.created = [:]
-                for node in view.nodes {
-                    state.names[node.node] = node.id
-                    guard let run = node.run, let revision = view.created[node.node] else { continue }
-                    state.created[node.node] = (run.incarnation, revision)
-                }
+            switch result {
+            case .failure(let failure):
+                if failure.refusal == .foreignStore { state.withLock { $0.isForeign = true } }
+                done(.nothing)
+            case .success(let found):
+                let listing = believed(found, since: floor)
+                if case .view(let view) = listing { note(view) }
+                done(listing)
             }
-            done(view)
         }
     }
 
+    private func note(_ view: ClusterView) {
+        state.withLock { state in
+            state.isForeign = false
+            for entry in view.roster { state.names[NodeID(name: entry.id)] = entry.id }
+            state.created = [:]
+            for node in view.nodes {
+                state.names[node.node] = node.id
+                guard let run = node.run, let revision = view.created[node.node] else { continue }
+                state.created[node.node] = (run.incarnation, revision)
+            }
+        }
+    }
+
+    /// What keeps this node from going by the registry, for operators; nil while nothing does.
+    package var obstacle: String? {
+        if let why = trust.setBack {
+            return "the control plane was set back (\(why)): run `baton cluster recover-registry`"
+        }
+        return state.withLock { $0.isForeign }
+            ? "another etcd cluster answers than when this node started: start it again" : nil
+    }
+
     package func perform(_ request: ControlRequest, _ done: @escaping @Sendable (ControlAnswer) -> Void) {
+        let trust = trust
+        guard trust.isTrusted else { return done(.unknown) }
         switch request {
         case .read(let id):
-            plane.get(paths.segment(id)) { [paths] result in
-                guard case .success(let found) = result else { return done(.unknown) }
+            plane.get(paths.segment(id)) { [self] result in
+                guard case .success(let found) = result, believes(found.header, since: trust.mark) else {
+                    return done(.unknown)
+                }
                 done(.key(found.entries.first.flatMap { ClusterCodec.segment($0, in: paths) }))
             }
         case .store(let key, let condition):
@@ -60,12 +137,16 @@ package final class ControlAgent: SegmentRegistry {
             }
             let path = paths.segment(key.id)
             let transaction = ControlTransaction(if: comparisons, [.put(path, ClusterCodec.encode(key))])
-            plane.commit(transaction) { [paths] result in done(Self.answer(result, to: key, at: path, in: paths)) }
+            plane.commit(transaction) { [self] result in
+                guard believes(result, since: trust.mark) else { return done(.unknown) }
+                done(Self.answer(result, to: key, at: path, in: paths))
+            }
         case .remove(let key):
             let path = paths.segment(key.id)
             let transaction = ControlTransaction(
                 if: [.modified(path, at: ControlRevision(clamping: key.revision))], [.delete(path)])
-            plane.commit(transaction) { [paths] result in
+            plane.commit(transaction) { [self] result in
+                guard believes(result, since: trust.mark) else { return done(.unknown) }
                 switch result {
                 case .success(.committed): done(.committed(nil))
                 case .success(.conflict(_, let current)):
@@ -75,6 +156,14 @@ package final class ControlAgent: SegmentRegistry {
                 }
             }
         case .register, .keepAlive, .list: done(.unknown)
+        }
+    }
+
+    /// A failure says nothing of the registry.
+    private func believes(_ result: Result<ControlCommit, ControlFailure>, since floor: RegistryMark?) -> Bool {
+        switch result {
+        case .success(.committed(let header)), .success(.conflict(let header, _)): believes(header, since: floor)
+        case .failure: true
         }
     }
 
@@ -137,13 +226,34 @@ package final class ControlAgent: SegmentRegistry {
         }
     }
 
+    private static let notBelieved = SpoolError(
+        .registryFailed, "the control plane was set back, or was not listed yet")
+
+    /// Throws where no listing was accepted yet.
+    private func floor() throws(SpoolError) -> RegistryMark? {
+        let trust = trust
+        guard trust.isTrusted else { throw Self.notBelieved }
+        return trust.mark
+    }
+
+    private func blockingCommit(_ transaction: ControlTransaction) throws(SpoolError) -> ControlCommit {
+        let floor = try floor()
+        let result: ControlCommit = try blocking { plane.commit(transaction, answer: $0) }
+        guard believes(.success(result), since: floor) else { throw Self.notBelieved }
+        return result
+    }
+
     package func list() throws(SpoolError) -> [SegmentKey] {
+        let floor = trust.mark
         let found: ControlListing = try blocking { plane.list(paths.all, at: nil, answer: $0) }
-        return ClusterView(found, in: paths).listing.keys
+        guard case .view(let view) = believed(found, since: floor) else { throw Self.notBelieved }
+        return view.listing.keys
     }
 
     package func read(_ id: SegmentID) throws(SpoolError) -> SegmentKey? {
+        let floor = try floor()
         let found: ControlListing = try blocking { plane.get(paths.segment(id), answer: $0) }
+        guard believes(found.header, since: floor) else { throw Self.notBelieved }
         return found.entries.first.flatMap { ClusterCodec.segment($0, in: paths) }
     }
 
@@ -153,8 +263,8 @@ package final class ControlAgent: SegmentRegistry {
             throw SpoolError(.registryFailed, "this node is not registered")
         }
         let path = paths.segment(key.id)
-        let transaction = ControlTransaction(if: comparisons, [.put(path, ClusterCodec.encode(key))])
-        let result: ControlCommit = try blocking { plane.commit(transaction, answer: $0) }
+        let result = try blockingCommit(
+            ControlTransaction(if: comparisons, [.put(path, ClusterCodec.encode(key))]))
         switch Self.answer(.success(result), to: key, at: path, in: paths) {
         case .committed(let stored): return .committed(stored)
         case .refused(let current, _):
@@ -173,9 +283,9 @@ package final class ControlAgent: SegmentRegistry {
 
     package func remove(_ key: SegmentKey) throws(SpoolError) -> RegistryAnswer {
         let path = paths.segment(key.id)
-        let transaction = ControlTransaction(
-            if: [.modified(path, at: ControlRevision(clamping: key.revision))], [.delete(path)])
-        let result: ControlCommit = try blocking { plane.commit(transaction, answer: $0) }
+        let result = try blockingCommit(
+            ControlTransaction(
+                if: [.modified(path, at: ControlRevision(clamping: key.revision))], [.delete(path)]))
         switch result {
         case .committed: return .committed(nil)
         case .conflict(_, let current):

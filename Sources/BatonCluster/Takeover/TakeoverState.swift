@@ -102,6 +102,7 @@ package struct TakeoverState: StateMachine {
             registered = true
             list()
         case .leaseLost: restart(.leaseLost)
+        case .registryChanged: restart(.registryChanged)
         case .leaving: leaving = true
         case .tick: tick()
         case .hint: listWanted = true

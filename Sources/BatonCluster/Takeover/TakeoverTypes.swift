@@ -21,6 +21,8 @@ package enum TakeoverEvent: Hashable, Sendable {
     case registered
     /// The lease is gone (PROTOCOL T2).
     case leaseLost
+    /// The registry is another one than this run has gone by (docs/decisions/0010).
+    case registryChanged
     /// This node has delivered what it could and leaves: it claims nothing more.
     case leaving
     case tick

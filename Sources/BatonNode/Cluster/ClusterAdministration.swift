@@ -75,6 +75,7 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
 
     func reasons() -> [String] {
         var found: [String] = []
+        if let obstacle = runtime.agent.obstacle { found.append(obstacle) }
         if !runtime.isRegistered { found.append("not registered in the control plane") }
         if !acceptsMail { found.append("not enough copies: mail is refused with 451") }
         if runtime.replicator.reachable < copies - 1 { found.append("fewer than \(copies) nodes can be reached") }
@@ -227,6 +228,8 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
             let answer: (status: Int, json: [UInt8])
             if name == RegistryRecovery.question {
                 answer = await RegistryRecovery.inventory(of: self.relay)
+            } else if name == RegistryStanding.question {
+                answer = RegistryRecovery.standing(json, agent: self.runtime.agent)
             } else {
                 answer = await queries?.answer(name, json) ?? (503, [])
             }
@@ -390,7 +393,9 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
     }
 
     func recoverRegistry() async throws -> ClusterRecoveryReport {
-        try await RegistryRecovery.run(self, relay: relay, agent: runtime.agent)
+        let report = try await RegistryRecovery.run(self, relay: relay, agent: runtime.agent)
+        runtime.refresh()
+        return report
     }
 
     // MARK: HoldSharing

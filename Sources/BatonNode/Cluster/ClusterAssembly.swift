@@ -68,7 +68,7 @@ final class NodeCluster: Sendable {
                 failureDomain: settings.failureDomain ?? configuration.node.id, weight: settings.weight,
                 address: text, version: BatonVersion.current,
                 segmentSize: Int64(configuration.spoolSettings.segmentSize), segmentsPath: directory.segmentsPath),
-            plane: plane, transport: transport, time: time, logger: logger
+            plane: plane, transport: transport, marks: RegistryMarkFile(directory), time: time, logger: logger
         ) { reason in onRestart("\(reason)") }
         var tls: TLSContext?
         if case .tls(let context) = security { tls = context }

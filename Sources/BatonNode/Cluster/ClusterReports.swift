@@ -176,18 +176,32 @@ package struct ClusterForgetReport: Codable, Sendable {
 
 /// `POST /api/v1/cluster/recover-registry`.
 package struct ClusterRecoveryReport: Codable, Sendable {
-    /// Segments found on the disks, and the keys written for them.
+    /// Segments found on the disks, and the keys written.
     package var segments: Int
     package var written: Int
-    /// Files that contradict each other and were left alone, one line each.
+    /// A disk has seen more than the registry says: all keys were written anew, and the nodes go by them.
+    package var setBack: Bool
+    /// Keys of segments that no disk holds, declared finished.
+    package var finished = 0
+    /// What was left alone or could not be done, one line each.
     package var problems: [String]
     /// Nodes whose disks could not be asked.
     package var incomplete: [String]
+    /// Of the problems, those for which it has to be run again.
+    package var failed = 0
 
-    package init(segments: Int, written: Int, problems: [String] = [], incomplete: [String] = []) {
+    package init(
+        segments: Int, written: Int, problems: [String] = [], incomplete: [String] = [], setBack: Bool = false
+    ) {
         self.segments = segments
         self.written = written
         self.problems = problems
         self.incomplete = incomplete
+        self.setBack = setBack
+    }
+
+    mutating func fail(_ problem: String) {
+        failed += 1
+        problems.append(problem)
     }
 }

@@ -47,6 +47,9 @@ struct RegistryMerge {
 
     var segments: [SegmentID] { copies.keys.sorted() }
 
+    /// Who holds copies.
+    var nodes: Set<String> { Set(copies.values.lazy.joined().map(\.node)) }
+
     mutating func add(_ claims: [CopyClaim], of node: String) {
         for claim in claims {
             guard let id = claim.id, let disk = UInt64(claim.disk, radix: 16) else { continue }

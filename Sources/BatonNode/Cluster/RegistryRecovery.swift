@@ -59,7 +59,16 @@ enum RegistryRecovery {
         return missing.sorted()
     }
 
-    /// A key for each segment that lies on a disk and has none.
+    /// This node's standing, for another's recovery. With the mark of a disk that distrusts what this node goes by, this node begins anew and
+    /// distrusts it, too: what one disk has seen counts for all.
+    static func standing(_ json: [UInt8], agent: ControlAgent) -> (status: Int, json: [UInt8]) {
+        let standing = RegistryStanding(agent.trust)
+        if let told: RegistryStanding.Mark = ClusterCodec.decode(json), let mark = told.mark { agent.isTold(of: mark) }
+        return (200, ClusterCodec.json(standing))
+    }
+
+    /// A key for each segment that lies on a disk and has none; where the registry was set back, for each that lies on a disk, and
+    /// then the number that makes all nodes go by it (docs/decisions/0010).
     static func run(
         _ administration: ClusterAdministration, relay: RelayNode, agent: ControlAgent
     ) async throws -> ClusterRecoveryReport {
@@ -71,31 +80,85 @@ enum RegistryRecovery {
         }
         var merge = RegistryMerge()
         merge.add(try await claims(of: relay), of: administration.node)
-        let answers = await administration.ask(
-            question, [], nodes: nil, within: ClusterAdminLimits.searchWait)
         let others = view.roster.map(\.id).filter { $0 != administration.node }
-        let missing = gather(answers, of: others, into: &merge)
-        let known = Set(view.listing.keys.map(\.id))
-        let live = Set(view.nodes.compactMap(\.run))
-        var report = ClusterRecoveryReport(segments: merge.segments.count, written: 0, incomplete: missing)
+        let wait = ClusterAdminLimits.searchWait
+        var missing = Set(
+            gather(await administration.ask(question, [], nodes: nil, within: wait), of: others, into: &merge))
+        var standings = RegistryStandings(recovery: view.recovery)
+        standings.add(RegistryStanding(agent.trust), of: administration.node)
+        let told = await administration.ask(RegistryStanding.question, [], nodes: nil, within: wait)
+        missing.formUnion(standings.gather(told, of: others))
+        var report = ClusterRecoveryReport(
+            segments: merge.segments.count, written: 0, incomplete: missing.sorted(), setBack: standings.isSetBack)
         guard missing.isEmpty else { return report }
-        for id in merge.segments where !known.contains(id) {
-            // Its writer lives: it is being registered at this moment.
-            if live.contains(Drainer(node: id.writer, incarnation: id.incarnation)) { continue }
-            guard let (key, leftOut) = merge.key(of: id) else { continue }
-            let path = agent.paths.segment(id)
+        let unaware = standings.unaware(merge.nodes)
+        guard unaware.isEmpty else {
+            await tell(unaware, standings, administration, agent)
+            for node in unaware {
+                report.fail("\(node) went by the registry as it is, and starts anew: ask again in 15 s")
+            }
+            return report
+        }
+        await write(RegistryRebuild.steps(merge, view, isSetBack: standings.isSetBack), agent, &report)
+        if standings.isSetBack, report.failed == 0 { await finish(view, standings.recovery, agent, &report) }
+        return report
+    }
+
+    private static func tell(
+        _ unaware: [String], _ standings: RegistryStandings, _ administration: ClusterAdministration,
+        _ agent: ControlAgent
+    ) async {
+        guard let mark = standings.distrust else { return }
+        let nodes = unaware.filter { $0 != administration.node }
+        let json = ClusterCodec.json(RegistryStanding.Mark(mark))
+        if !nodes.isEmpty {
+            _ = await administration.ask(
+                RegistryStanding.question, json, nodes: nodes, within: ClusterAdminLimits.searchWait)
+        }
+        if nodes.count < unaware.count { agent.isTold(of: mark) }
+    }
+
+    private static func write(
+        _ steps: [RegistryStep], _ agent: ControlAgent, _ report: inout ClusterRecoveryReport
+    ) async {
+        for step in steps {
+            let (name, path) = (SegmentName(step.key.id), agent.paths.segment(step.key.id))
+            let asRead: ControlComparison =
+                step.replaces == 0 ? .absent(path) : .modified(path, at: ControlRevision(clamping: step.replaces))
             do {
                 let commit = try await agent.plane.commit(
-                    ControlTransaction(if: [.absent(path)], [.put(path, ClusterCodec.encode(key))]))
-                guard case .committed = commit else { continue }
+                    ControlTransaction(if: [asRead], [.put(path, ClusterCodec.encode(step.key))]))
+                guard case .committed = commit else {
+                    // Somebody else has written it meanwhile; where all of them halt, that was another recovery.
+                    if report.setBack { report.fail("\(name): its key changes") }
+                    continue
+                }
                 report.written += 1
-                for node in leftOut {
-                    report.problems.append("\(SegmentName(id)): the copy on \(node) is shorter and was left out")
+                if step.key.state == .finished { report.finished += 1 }
+                for node in step.leftOut {
+                    report.problems.append("\(name): the copy on \(node) is shorter and was left out")
                 }
             } catch {
-                report.problems.append("\(SegmentName(id)): \(error)")
+                report.fail("\(name): \(error)")
             }
         }
-        return report
+    }
+
+    /// Last of all: whoever reads it goes by what was written.
+    private static func finish(
+        _ view: ClusterView, _ recovery: UInt64, _ agent: ControlAgent, _ report: inout ClusterRecoveryReport
+    ) async {
+        let path = agent.paths.registry
+        let asRead: ControlComparison =
+            view.recoveryRevision == 0 ? .absent(path) : .modified(path, at: view.recoveryRevision)
+        do {
+            let entry = ClusterCodec.json(RegistryEntry(recovery: recovery &+ 1))
+            let commit = try await agent.plane.commit(ControlTransaction(if: [asRead], [.put(path, entry)]))
+            guard case .committed = commit else {
+                return report.fail("another recovery has ended at the same time")
+            }
+        } catch {
+            report.fail("the nodes were not told that the registry is whole: \(error)")
+        }
     }
 }

@@ -138,9 +138,6 @@ struct HoldBook: Sendable {
         if everything { marks = [:] } else { marks[selector] = nil }
     }
 
-    /// The control plane's revisions have begun anew (a restored etcd): what it says now counts.
-    mutating func revisionsBeganAnew() { revision = 0 }
-
     /// What to do so that this node follows `shared`. Resumptions come last, so that mail which a new suspension holds does not
     /// slip out between the two. `again`: mail has come that earlier bounces have not
     /// met (a start, a take-over), so all of them are due.

@@ -1,0 +1,190 @@
+// A registry that was set back: which answers are believed, and what reaches the rules of one that is not (docs/decisions/0010).
+import BatonControlPlane
+import BatonCore
+import BatonModel
+import BatonSpool
+import BatonTestKit
+import Synchronization
+import Testing
+
+@testable import BatonCluster
+
+private func header(_ revision: Int64, store: UInt64 = 7) -> ControlHeader {
+    ControlHeader(store: store, revision: revision)
+}
+
+private let mark = RegistryMark(store: 7, revision: 40, recovery: 1)
+
+/// A judge whose answers can be expected.
+private final class Judge {
+    var trust: RegistryTrust
+
+    init(_ mark: RegistryMark?) { trust = RegistryTrust(mark) }
+
+    /// A listing that was asked for just before.
+    func listing(_ revision: Int64, store: UInt64 = 7, recovery: UInt64 = 1) -> RegistryTrust.Verdict {
+        listing(revision, store: store, recovery: recovery, since: trust.mark)
+    }
+
+    func listing(
+        _ revision: Int64, store: UInt64 = 7, recovery: UInt64 = 1, since floor: RegistryMark?
+    ) -> RegistryTrust.Verdict {
+        trust.judge(listing: header(revision, store: store), recovery: recovery, since: floor)
+    }
+
+    func other(_ header: ControlHeader) -> RegistryTrust.Verdict { other(header, since: trust.mark) }
+    func other(_ header: ControlHeader, since floor: RegistryMark?) -> RegistryTrust.Verdict {
+        trust.judge(header, since: floor)
+    }
+
+    func told(_ mark: RegistryMark) -> RegistryTrust.Verdict { trust.judge(told: mark) }
+}
+
+extension RegistryTrust.Verdict {
+    fileprivate var isSetBack: Bool { if case .setBack = self { true } else { false } }
+    fileprivate var isChanged: Bool { if case .changed = self { true } else { false } }
+}
+
+@Suite struct RegistryTrustTests {
+    private let judge = Judge(mark)
+
+    @Test func registryOfAnEarlierDayIsBelieved() {
+        #expect(judge.listing(39).isSetBack, "a lower revision")
+        #expect(judge.listing(400, store: 8).isSetBack, "another store")
+        #expect(judge.listing(400, recovery: 0).isSetBack, "before a recovery")
+        #expect(judge.trust.mark == mark && judge.trust.setBack != nil && !judge.trust.isTrusted)
+        #expect(judge.other(header(400)) != .trusted, "and what is no listing")
+    }
+
+    @Test func recoveryIsNotNoticed() {
+        #expect(judge.listing(3, store: 8, recovery: 0).isSetBack)
+        #expect(judge.listing(5, store: 8, recovery: 2) == .trusted)
+        #expect(judge.trust.mark == RegistryMark(store: 8, revision: 5, recovery: 2) && judge.trust.setBack == nil)
+        #expect(judge.other(header(6, store: 8)) == .trusted)
+        #expect(judge.trust.mark?.revision == 6)
+    }
+
+    @Test func sameRegistryIsDistrusted() {
+        #expect(judge.listing(40) == .trusted)
+        #expect(judge.listing(41) == .trusted)
+        let fresh = Judge(nil)
+        #expect(fresh.listing(1, recovery: 0, since: nil) == .trusted)
+        // The second was asked for before there was a mark.
+        #expect(fresh.listing(1, recovery: 0, since: nil) == .trusted)
+        #expect(fresh.trust.mark == RegistryMark(store: 7, revision: 1, recovery: 0))
+    }
+
+    @Test func answersThatOvertakeEachOtherEndTheRun() {
+        #expect(judge.listing(50) == .trusted)
+        #expect(judge.listing(45, since: mark) == .trusted)
+        #expect(judge.other(header(44), since: mark) == .trusted)
+        #expect(judge.trust.mark?.revision == 50, "and take nothing back")
+    }
+
+    @Test func runGoesOnWithAnotherRegistry() {
+        for seen in [header(39), header(400, store: 8)] {
+            for isListing in [true, false] {
+                let judge = Judge(mark)
+                #expect(judge.listing(40) == .trusted)
+                let verdict = isListing ? judge.listing(seen.revision, store: seen.store) : judge.other(seen)
+                #expect(verdict.isChanged, "\(seen), \(isListing)")
+                // The next run knows what this one knew, and this one believes nothing more.
+                #expect(judge.trust.mark == mark && !judge.trust.isTrusted)
+                #expect(judge.listing(41) != .trusted)
+            }
+        }
+    }
+
+    @Test func runGoesOnAfterARecovery() {
+        #expect(judge.listing(40) == .trusted)
+        #expect(judge.listing(41, recovery: 2).isChanged)
+    }
+
+    @Test func diskThatKnowsLessGoesByARegistryThatOthersDistrust() {
+        let judge = Judge(RegistryMark(store: 7, revision: 20, recovery: 1))
+        #expect(judge.listing(21) == .trusted)
+        #expect(judge.told(RegistryMark(store: 7, revision: 21, recovery: 1)) == .trusted)
+        #expect(judge.told(mark).isChanged)
+        #expect(judge.trust.mark == mark)
+        let other = Judge(mark)
+        #expect(other.listing(40) == .trusted)
+        #expect(other.told(RegistryMark(store: 9, revision: 1, recovery: 1)).isChanged, "another store")
+    }
+
+    @Test func markIsWrittenForEveryListing() {
+        var marking = ClusterRuntime.Marking()
+        let now = Instant(secondsSinceEpoch: 1_000)
+        let times = [TimeSpan.zero, .milliseconds(999), DriverLimits.markPause]
+        #expect(times.map { marking.isDue(mark, at: now + $0) } == [true, false, true])
+        marking.saved = mark
+        let later = marking.isDue(mark, at: now + .seconds(100))
+        #expect(!later)
+    }
+}
+
+@Suite struct DistrustingAgentTests {
+    private let plane = InMemoryControlPlane(seed: 3, time: SimulatedTime())
+    private let paths = ClusterPaths(cluster: "t")
+    private let me = Drainer(node: NodeID(name: "n1"), incarnation: Incarnation(value: 5))
+    private let id = SegmentID(writer: NodeID(name: "n2"), incarnation: Incarnation(value: 6), index: 0)
+
+    private func key() -> SegmentKey {
+        SegmentKey(
+            id: id, ensemble: [EnsembleMember(node: me.node, diskID: 1)],
+            drainer: Drainer(node: id.writer, incarnation: id.incarnation))
+    }
+
+    private func listing(_ agent: ControlAgent) -> RegistryListing {
+        let found = Mutex(RegistryListing.nothing)
+        agent.list { listing in found.withLock { $0 = listing } }
+        return found.withLock { $0 }
+    }
+
+    private func answer(_ agent: ControlAgent, _ request: ControlRequest) -> ControlAnswer? {
+        let found = Mutex<ControlAnswer?>(nil)
+        agent.perform(request) { answer in found.withLock { $0 = answer } }
+        return found.withLock { $0 }
+    }
+
+    @Test func setBackRegistryReachesTheRules() async throws {
+        _ = try await plane.commit(
+            ControlTransaction(if: [], [.put(paths.segment(id), ClusterCodec.encode(key()))]))
+        let found = try await plane.list(paths.all)
+        let ahead = RegistryMark(
+            store: found.header.store, revision: found.header.revision + 1, recovery: 0)
+        let agent = ControlAgent(plane, paths: paths, me: me, mark: ahead)
+        #expect(answer(agent, .read(id)) == .unknown, "before any listing")
+        guard case .setBack = listing(agent) else { return #expect(Bool(false), "a listing is believed") }
+        #expect(agent.obstacle?.contains("recover-registry") == true)
+        var wanted = try #require(found.entries.first.flatMap { ClusterCodec.segment($0, in: paths) })
+        wanted.drainer = me
+        #expect(answer(agent, .read(id)) == .unknown)
+        #expect(answer(agent, .store(wanted, .none)) == .unknown)
+        #expect(answer(agent, .remove(wanted)) == .unknown)
+        #expect(throws: SpoolError.self) { try agent.list() }
+        #expect(throws: SpoolError.self) { try agent.read(id) }
+        #expect(throws: SpoolError.self) { _ = try agent.store(wanted) }
+        #expect(throws: SpoolError.self) { _ = try agent.remove(wanted) }
+        #expect(try await plane.list(paths.all).header.revision == found.header.revision, "it was changed")
+
+        let rebuilt = ClusterCodec.json(RegistryEntry(recovery: 1))
+        _ = try await plane.commit(ControlTransaction(if: [], [.put(paths.registry, rebuilt)]))
+        guard case .view(let view) = listing(agent) else { return #expect(Bool(false), "a recovery is not noticed") }
+        #expect(view.recovery == 1 && view.listing.keys.count == 1 && agent.obstacle == nil)
+        guard case .key(let read?) = answer(agent, .read(id)) else { return #expect(Bool(false), "no answer") }
+        #expect(read.id == id)
+    }
+
+    @Test func runIsNotToldThatTheRegistryIsAnother() async throws {
+        let agent = ControlAgent(plane, paths: paths, me: me)
+        guard case .view = listing(agent) else { return #expect(Bool(false), "a first listing is not believed") }
+        let told = Mutex<[String]>([])
+        agent.onChange { why in told.withLock { $0.append(why) } }
+        _ = try await plane.commit(
+            ControlTransaction(if: [], [.put(paths.registry, ClusterCodec.json(RegistryEntry(recovery: 1)))]))
+        guard case .nothing = listing(agent) else { return #expect(Bool(false), "a listing is believed") }
+        guard case .nothing = listing(agent) else { return #expect(Bool(false), "a second one is believed") }
+        #expect(told.withLock { $0.count } == 1)
+        #expect(answer(agent, .read(id)) == .unknown)
+    }
+}

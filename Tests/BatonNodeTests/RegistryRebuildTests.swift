@@ -1,0 +1,111 @@
+// Which keys a recovery of a set-back registry writes, and which nodes it waits for (docs/decisions/0010).
+import BatonCluster
+import BatonControlPlane
+import BatonCore
+import BatonModel
+import BatonSpool
+import Testing
+
+@testable import BatonNode
+
+private let paths = ClusterPaths(cluster: "t")
+
+private func segment(_ index: UInt64) -> SegmentID {
+    SegmentID(writer: NodeID(name: "n1"), incarnation: Incarnation(value: 5), index: index)
+}
+
+private func key(_ index: UInt64, _ change: (inout SegmentKey) -> Void = { _ in }) -> SegmentKey {
+    let id = segment(index)
+    var key = SegmentKey(
+        id: id, ensemble: [EnsembleMember(node: id.writer, diskID: 1)],
+        drainer: Drainer(node: id.writer, incarnation: id.incarnation))
+    change(&key)
+    return key
+}
+
+private func view(_ keys: [SegmentKey], live: [NodeEntry] = []) -> ClusterView {
+    var entries = keys.map {
+        ControlEntry(key: paths.segment($0.id), value: ClusterCodec.encode($0), created: 1, modified: 9)
+    }
+    entries += live.map {
+        ControlEntry(key: paths.node($0.id), value: ClusterCodec.json($0), created: 1, modified: 1)
+    }
+    return ClusterView(ControlListing(header: ControlHeader(store: 1, revision: 20), entries: entries), in: paths)
+}
+
+private func merge(_ found: [(UInt64, epoch: UInt64)]) -> RegistryMerge {
+    var merge = RegistryMerge()
+    for (index, epoch) in found {
+        merge.add(
+            [CopyClaim(CopyOnDisk(id: segment(index), epoch: epoch, sealed: epoch, end: 4096), disk: 2)], of: "n2")
+    }
+    return merge
+}
+
+@Test func keyOfAnEarlierDayStaysAfterARecovery() throws {
+    // 0: as it was; 1: never seen by this registry; 2: finished in it.
+    let there = view([key(0), key(2) { $0.state = .finished }])
+    let disks = merge([(0, epoch: 4), (1, epoch: 1), (2, epoch: 1)])
+    let steps = RegistryRebuild.steps(disks, there, isSetBack: true)
+    #expect(steps.map(\.key.id) == [segment(0), segment(1)])
+    #expect(steps.map(\.replaces) == [9, 0])
+    let first = try #require(steps.first).key
+    #expect(first.drainEpoch == 4 && first.ensemble == [EnsembleMember(node: NodeID(name: "n2"), diskID: 2)])
+    // Where nobody distrusts the registry, what is there is right.
+    #expect(RegistryRebuild.steps(disks, there, isSetBack: false).map(\.key.id) == [segment(1)])
+}
+
+@Test func segmentThatNoDiskHoldsIsWaitedForForEver() throws {
+    let there = view([key(0) { ($0.drainEpoch, $0.state, $0.target) = (3, .sealed(at: 8192), segment(7)) }, key(1)])
+    let steps = RegistryRebuild.steps(merge([(1, epoch: 1)]), there, isSetBack: true)
+    let gone = try #require(steps.first { $0.key.id == segment(0) })
+    #expect(gone.key.state == .finished && gone.replaces == 9)
+    // What a cleaning moved out of it at that epoch lives.
+    #expect(gone.key.finishedEpoch == 3 && gone.key.finishedLength == 8192 && gone.key.target == segment(7))
+    #expect(RegistryRebuild.steps(merge([]), there, isSetBack: false).isEmpty, "a lost disk is not a finished segment")
+}
+
+@Test func segmentThatIsBeingRegisteredIsWrittenOver() {
+    let writer = NodeEntry(
+        id: "n1", incarnation: Incarnation(value: 5), disk: 1, address: "127.0.0.1:1", failureDomain: "n1", weight: 1,
+        version: "1", state: .serving)
+    let there = view([key(1)], live: [writer])
+    #expect(RegistryRebuild.steps(merge([(0, epoch: 1)]), there, isSetBack: true).isEmpty)
+}
+
+private func standing(_ mark: RegistryMark?, listed: (revision: Int64, recovery: UInt64)?) -> RegistryStanding {
+    var trust = RegistryTrust(mark)
+    if let listed {
+        _ = trust.judge(
+            listing: ControlHeader(store: 7, revision: listed.revision), recovery: listed.recovery, since: mark)
+    }
+    return RegistryStanding(trust)
+}
+
+@Test func registryIsRebuiltUnderANodeThatWorksByIt() {
+    let seen = RegistryMark(store: 7, revision: 40, recovery: 2)
+    var standings = RegistryStandings(recovery: 1)
+    standings.add(standing(seen, listed: (20, 2)), of: "n1")
+    standings.add(standing(RegistryMark(store: 7, revision: 15, recovery: 2), listed: (20, 2)), of: "n2")
+    standings.add(standing(nil, listed: (20, 2)), of: "n3")
+    #expect(standings.isSetBack && standings.distrust == seen && standings.recovery == 2)
+    // A new node without copies does no harm.
+    #expect(standings.unaware(["n1", "n2"]) == ["n2"])
+    var content = RegistryStandings(recovery: 0)
+    content.add(standing(seen, listed: (40, 2)), of: "n1")
+    #expect(!content.isSetBack && content.unaware(["n1"]).isEmpty)
+}
+
+@Test func nodeThatDoesNotTellItsStandingIsLeftOut() {
+    let seen = RegistryMark(store: .max, revision: 40, recovery: 2)
+    let told = standing(seen, listed: (20, 2))
+    var standings = RegistryStandings(recovery: 0)
+    let missing = standings.gather(
+        PeerAnswers(
+            answers: [
+                PeerAnswer(node: "n2", status: 200, json: ClusterCodec.json(told)),
+                PeerAnswer(node: "n3", status: 404, json: []), PeerAnswer(node: "n4", status: 200, json: [1]),
+            ], missing: ["n5"]), of: ["n2", "n3", "n6"])
+    #expect(missing == ["n3", "n4", "n5", "n6"])
+    #expect(standings.distrust == seen)
+}

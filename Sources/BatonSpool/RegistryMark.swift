@@ -11,11 +11,17 @@ package struct RegistryMark: Hashable, Sendable {
     package var revision: Int64
     /// How often it was rebuilt from the disks.
     package var recovery: UInt64
+    /// This disk's own count in it.
+    package var tally: UInt64
+    /// Another disk knows that it was set back: only one of a higher `recovery` is to be believed.
+    package var isRefused: Bool
 
-    package init(store: UInt64, revision: Int64, recovery: UInt64) {
+    package init(store: UInt64, revision: Int64, recovery: UInt64, tally: UInt64 = 0, isRefused: Bool = false) {
         self.store = store
         self.revision = revision
         self.recovery = recovery
+        self.tally = tally
+        self.isRefused = isRefused
     }
 }
 
@@ -40,11 +46,13 @@ package struct RegistryMarkFile: Sendable {
         case .damaged: return (nil, true)
         case .payload(var payload):
             guard payload.readString(length: 4) == Self.magic,
-                let (version, store, revision, recovery) = payload.readMultipleIntegers(
-                    endianness: .little, as: (UInt32, UInt64, Int64, UInt64).self),
-                version == 1, payload.readableBytes == 0
+                let (version, store, revision, recovery, tally, refused) = payload.readMultipleIntegers(
+                    endianness: .little, as: (UInt32, UInt64, Int64, UInt64, UInt64, UInt8).self),
+                version == 1, refused <= 1, payload.readableBytes == 0
             else { return (nil, true) }
-            return (RegistryMark(store: store, revision: revision, recovery: recovery), false)
+            let mark = RegistryMark(
+                store: store, revision: revision, recovery: recovery, tally: tally, isRefused: refused == 1)
+            return (mark, false)
         }
     }
 
@@ -52,7 +60,8 @@ package struct RegistryMarkFile: Sendable {
         var payload = ByteBuffer()
         payload.writeString(Self.magic)
         payload.writeMultipleIntegers(
-            UInt32(1), mark.store, mark.revision, mark.recovery, endianness: .little)
+            UInt32(1), mark.store, mark.revision, mark.recovery, mark.tally, UInt8(mark.isRefused ? 1 : 0),
+            endianness: .little)
         try SmallFile.replace(Self.name, in: directory, with: payload, on: disk)
     }
 }

@@ -13,7 +13,7 @@ private func header(_ revision: Int64, store: UInt64 = 7) -> ControlHeader {
     ControlHeader(store: store, revision: revision)
 }
 
-private let mark = RegistryMark(store: 7, revision: 40, recovery: 1)
+private let mark = RegistryMark(store: 7, revision: 40, recovery: 1, tally: 3)
 
 /// A judge whose answers can be expected.
 private final class Judge {
@@ -22,14 +22,16 @@ private final class Judge {
     init(_ mark: RegistryMark?) { trust = RegistryTrust(mark) }
 
     /// A listing that was asked for just before.
-    func listing(_ revision: Int64, store: UInt64 = 7, recovery: UInt64 = 1) -> RegistryTrust.Verdict {
-        listing(revision, store: store, recovery: recovery, since: trust.mark)
+    func listing(
+        _ revision: Int64, store: UInt64 = 7, recovery: UInt64 = 1, tally: UInt64 = 3
+    ) -> RegistryTrust.Verdict {
+        listing(revision, store: store, recovery: recovery, tally: tally, since: trust.mark)
     }
 
     func listing(
-        _ revision: Int64, store: UInt64 = 7, recovery: UInt64 = 1, since floor: RegistryMark?
+        _ revision: Int64, store: UInt64 = 7, recovery: UInt64 = 1, tally: UInt64 = 3, since floor: RegistryMark?
     ) -> RegistryTrust.Verdict {
-        trust.judge(listing: header(revision, store: store), recovery: recovery, since: floor)
+        trust.judge(listing: header(revision, store: store), recovery: recovery, tally: tally, since: floor)
     }
 
     func other(_ header: ControlHeader) -> RegistryTrust.Verdict { other(header, since: trust.mark) }
@@ -37,7 +39,8 @@ private final class Judge {
         trust.judge(header, since: floor)
     }
 
-    func told(_ mark: RegistryMark) -> RegistryTrust.Verdict { trust.judge(told: mark) }
+    func refuse(_ recovery: UInt64) -> RegistryTrust.Verdict { trust.refuse(recovery: recovery) }
+    func tallied(_ tally: UInt64) { trust.tallied(tally) }
 }
 
 extension RegistryTrust.Verdict {
@@ -52,6 +55,7 @@ extension RegistryTrust.Verdict {
         #expect(judge.listing(39).isSetBack, "a lower revision")
         #expect(judge.listing(400, store: 8).isSetBack, "another store")
         #expect(judge.listing(400, recovery: 0).isSetBack, "before a recovery")
+        #expect(judge.listing(400, tally: 2).isSetBack, "revisions that were raised when it was restored")
         #expect(judge.trust.mark == mark && judge.trust.setBack != nil && !judge.trust.isTrusted)
         #expect(judge.other(header(400)) != .trusted, "and what is no listing")
     }
@@ -59,7 +63,9 @@ extension RegistryTrust.Verdict {
     @Test func recoveryIsNotNoticed() {
         #expect(judge.listing(3, store: 8, recovery: 0).isSetBack)
         #expect(judge.listing(5, store: 8, recovery: 2) == .trusted)
-        #expect(judge.trust.mark == RegistryMark(store: 8, revision: 5, recovery: 2) && judge.trust.setBack == nil)
+        // A backup's tally begins anew with it.
+        let accepted = RegistryMark(store: 8, revision: 5, recovery: 2, tally: 3)
+        #expect(judge.trust.mark == accepted && judge.trust.setBack == nil)
         #expect(judge.other(header(6, store: 8)) == .trusted)
         #expect(judge.trust.mark?.revision == 6)
     }
@@ -71,7 +77,7 @@ extension RegistryTrust.Verdict {
         #expect(fresh.listing(1, recovery: 0, since: nil) == .trusted)
         // The second was asked for before there was a mark.
         #expect(fresh.listing(1, recovery: 0, since: nil) == .trusted)
-        #expect(fresh.trust.mark == RegistryMark(store: 7, revision: 1, recovery: 0))
+        #expect(fresh.trust.mark == RegistryMark(store: 7, revision: 1, recovery: 0, tally: 3))
     }
 
     @Test func answersThatOvertakeEachOtherEndTheRun() {
@@ -79,6 +85,11 @@ extension RegistryTrust.Verdict {
         #expect(judge.listing(45, since: mark) == .trusted)
         #expect(judge.other(header(44), since: mark) == .trusted)
         #expect(judge.trust.mark?.revision == 50, "and take nothing back")
+        let early = judge.trust.mark
+        judge.tallied(4)
+        #expect(judge.listing(51, tally: 3, since: early) == .trusted)
+        #expect(judge.trust.mark?.tally == 4)
+        #expect(judge.listing(52, tally: 3).isChanged)
     }
 
     @Test func runGoesOnWithAnotherRegistry() {
@@ -103,12 +114,45 @@ extension RegistryTrust.Verdict {
     @Test func diskThatKnowsLessGoesByARegistryThatOthersDistrust() {
         let judge = Judge(RegistryMark(store: 7, revision: 20, recovery: 1))
         #expect(judge.listing(21) == .trusted)
-        #expect(judge.told(RegistryMark(store: 7, revision: 21, recovery: 1)) == .trusted)
-        #expect(judge.told(mark).isChanged)
-        #expect(judge.trust.mark == mark)
-        let other = Judge(mark)
-        #expect(other.listing(40) == .trusted)
-        #expect(other.told(RegistryMark(store: 9, revision: 1, recovery: 1)).isChanged, "another store")
+        #expect(judge.refuse(0) == .trusted, "it was rebuilt since")
+        #expect(judge.refuse(2).isChanged)
+        // Its next run.
+        let next = Judge(judge.trust.mark)
+        #expect(next.listing(900, recovery: 2).isSetBack)
+        #expect(next.refuse(2) == .trusted, "it goes by none")
+        #expect(next.listing(901, recovery: 3) == .trusted)
+        #expect(next.listing(902, recovery: 3) == .trusted, "for ever")
+    }
+
+    @Test func nodeCountsOnForEveryListing() {
+        var tally = RegistryTally()
+        var now = Instant(secondsSinceEpoch: 1_000)
+        func due(_ keys: [SegmentKey]) -> Bool { tally.isDue(keys, at: now) }
+        var key = SegmentKey(
+            id: SegmentID(writer: NodeID(name: "n1"), incarnation: Incarnation(value: 5), index: 0),
+            ensemble: [EnsembleMember(node: NodeID(name: "n1"), diskID: 1)],
+            drainer: Drainer(node: NodeID(name: "n1"), incarnation: Incarnation(value: 5)))
+        key.revision = 9
+        let steps: [(keys: [SegmentKey], isDue: Bool, why: String)] = [
+            ([], true, "at first"), ([key], false, "one is under way"),
+        ]
+        for step in steps { #expect(due(step.keys) == step.isDue, "\(step.why)") }
+        tally.ended(true)
+        let soon = due([key])
+        #expect(!soon, "within the pause")
+        now = now + DriverLimits.tallyPause
+        let same = due([])
+        #expect(!same, "nothing has changed")
+        let changed = due([key])
+        #expect(changed)
+        tally.ended(false)
+        now = now + DriverLimits.tallyPause
+        let again = due([key])
+        #expect(again, "it was not written")
+        tally.ended(true)
+        now = now + DriverLimits.tallyPause
+        let settled = due([key])
+        #expect(!settled)
     }
 
     @Test func markIsWrittenForEveryListing() {
@@ -186,5 +230,35 @@ extension RegistryTrust.Verdict {
         guard case .nothing = listing(agent) else { return #expect(Bool(false), "a second one is believed") }
         #expect(told.withLock { $0.count } == 1)
         #expect(answer(agent, .read(id)) == .unknown)
+    }
+
+    /// etcd restored with its revisions raised, as its manual advises.
+    @Test func backupWithRaisedRevisionsReachesTheRules() async throws {
+        let own = RosterEntry(id: "n1", disk: 1)
+        let agent = ControlAgent(plane, paths: paths, me: me, own: own)
+        let counted = Mutex(0)
+        let now = Instant(secondsSinceEpoch: 1_000)
+        guard case .view(let first) = listing(agent) else { return #expect(Bool(false), "not believed") }
+        agent.tally(first, at: now) { counted.withLock { $0 += 1 } }
+        let backup = try #require(try await plane.get(paths.tally("n1")).entries.first)
+        _ = try await plane.commit(
+            ControlTransaction(if: [], [.put(paths.segment(id), ClusterCodec.encode(key()))]))
+        guard case .view(let second) = listing(agent) else { return #expect(Bool(false), "not believed") }
+        agent.tally(second, at: now + DriverLimits.tallyPause) { counted.withLock { $0 += 1 } }
+        #expect(counted.withLock { $0 } == 2)
+        guard case .view = listing(agent) else { return #expect(Bool(false), "not believed") }
+        let mark = try #require(agent.trust.mark)
+        #expect(mark.tally == 2)
+        // As the backup had it; the revision only grows.
+        _ = try await plane.commit(
+            ControlTransaction(if: [], [.put(paths.tally("n1"), backup.value), .delete(paths.segment(id))]))
+        guard case .nothing = listing(agent) else { return #expect(Bool(false), "a listing is believed") }
+        let next = ControlAgent(plane, paths: paths, me: me, own: own, mark: mark)
+        guard case .setBack = listing(next) else { return #expect(Bool(false), "the next run believes it") }
+        // Another disk of that name has a count of its own.
+        let other = ControlAgent(plane, paths: paths, me: me, own: RosterEntry(id: "n1", disk: 2))
+        guard case .view(let view) = listing(other) else { return #expect(Bool(false), "not believed") }
+        other.tally(view, at: now) {}
+        #expect(other.trust.mark?.tally == 1)
     }
 }

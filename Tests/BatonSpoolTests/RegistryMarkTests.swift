@@ -7,7 +7,8 @@ import Testing
 @testable import BatonSpool
 
 private let old = RegistryMark(store: 7, revision: 40, recovery: 1)
-private let new = RegistryMark(store: 0xffff_ffff_ffff_fff1, revision: 41, recovery: 2)
+private let new = RegistryMark(
+    store: 0xffff_ffff_ffff_fff1, revision: 41, recovery: 2, tally: 9, isRefused: true)
 
 private func open(_ disk: MemoryDisk) throws -> DataDirectory {
     try DataDirectory.open(path: "data", disk: disk, cluster: "c", nodeName: "n1", random: { 5 })

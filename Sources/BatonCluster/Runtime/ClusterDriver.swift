@@ -27,6 +27,8 @@ package enum DriverLimits {
     package static let goneRuns = 64
     /// What was seen of the registry is written to the disk no more often.
     package static let markPause = TimeSpan.seconds(1)
+    /// A node counts on in the registry no more often.
+    package static let tallyPause = TimeSpan.seconds(5)
     /// Takeovers that status tells of.
     package static let notices = 100
 }
@@ -117,7 +119,7 @@ struct ClusterDriver: Sendable {
     private mutating func take(_ view: ClusterView) {
         let me = runtime.settings.me.node
         noteGone(view)
-        runtime.remember()
+        runtime.remember(view)
         meet(view)
         runtime.replicator.update(
             candidates: view.nodes.compactMap { node in

@@ -21,13 +21,15 @@ extension ClusterRuntime {
     }
 
     /// After each listing that was believed: written soon, by the takeovers' thread.
-    func remember() {
+    func remember(_ view: ClusterView) {
         let (now, mark) = (time.now(), agent.trust.mark)
         let isDue = marking.withLock { marking in
             marking.toldOf = nil
             return marking.isDue(mark, at: now)
         }
-        if isDue, marks != nil { takeovers.deliver(CollectionOfOne(.saveMark)) }
+        let takeovers = takeovers
+        if isDue { takeovers.deliver(CollectionOfOne(.saveMark)) }
+        agent.tally(view, at: now) { takeovers.deliver(CollectionOfOne(.saveMark)) }
     }
 
     /// Blocking.

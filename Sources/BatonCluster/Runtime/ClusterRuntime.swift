@@ -155,7 +155,9 @@ package final class ClusterRuntime: Sendable {
             logger.error("cluster: \(RegistryMarkFile.name) is damaged: whether etcd was set back cannot be told")
         }
         self.marks = marks
-        let agent = ControlAgent(plane, paths: ClusterPaths(cluster: settings.cluster), me: settings.me, mark: mark)
+        let agent = ControlAgent(
+            plane, paths: ClusterPaths(cluster: settings.cluster), me: settings.me,
+            own: RosterEntry(id: settings.nodeName, disk: settings.disk), mark: mark)
         self.agent = agent
         let mailbox = mailbox
         agent.onChange { why in

@@ -20,8 +20,11 @@ package final class ControlAgent: SegmentRegistry {
     package let plane: any ControlPlane
     package let paths: ClusterPaths
     private let me: Drainer
+    /// This node's name and disk, for its tally; nil: none is kept.
+    private let own: RosterEntry?
     private let state = Mutex(Known())
     private let judge: Mutex<RegistryTrust>
+    private let tally = Mutex(RegistryTally())
     private let changed = Mutex<(@Sendable (String) -> Void)?>(nil)
 
     private struct Known {
@@ -34,7 +37,11 @@ package final class ControlAgent: SegmentRegistry {
     }
 
     /// `mark`: what this disk remembers.
-    package init(_ plane: any ControlPlane, paths: ClusterPaths, me: Drainer, mark: RegistryMark? = nil) {
+    package init(
+        _ plane: any ControlPlane, paths: ClusterPaths, me: Drainer, own: RosterEntry? = nil,
+        mark: RegistryMark? = nil
+    ) {
+        self.own = own
         self.plane = plane
         self.paths = paths
         self.me = me
@@ -47,8 +54,31 @@ package final class ControlAgent: SegmentRegistry {
     /// Called once, on a thread of the plane, when the registry is not the one any more that this run has gone by.
     package func onChange(_ call: @escaping @Sendable (String) -> Void) { changed.withLock { $0 = call } }
 
-    /// By a recovery: another disk distrusts what is there, and this is what it has seen.
-    package func isTold(of mark: RegistryMark) { report(judge.withLock { $0.judge(told: mark) }) }
+    /// By a recovery: another disk distrusts what is there.
+    package func refuse(recovery: UInt64) { report(judge.withLock { $0.refuse(recovery: recovery) }) }
+
+    private func count(_ view: ClusterView) -> UInt64 {
+        guard let own, let disk = UInt64(own.disk, radix: 16) else { return 0 }
+        return view.tallies[own.id]?.entry.count(of: disk) ?? 0
+    }
+
+    /// After a listing that was believed: counts on, where it is due. `counted` on a thread of the plane.
+    package func tally(_ view: ClusterView, at now: Instant, counted: @escaping @Sendable () -> Void) {
+        guard let own, let disk = UInt64(own.disk, radix: 16), let mark = trust.mark,
+            tally.withLock({ $0.isDue(view.listing.keys, at: now) })
+        else { return }
+        let path = paths.tally(own.id)
+        let next = max(mark.tally, count(view)) &+ 1
+        let asRead: ControlComparison = view.tallies[own.id].map { .modified(path, at: $0.revision) } ?? .absent(path)
+        let put = ControlWrite.put(path, ClusterCodec.json(TallyEntry(disk: disk, count: next)))
+        plane.commit(ControlTransaction(if: [asRead], [put])) { [self] result in
+            var isWritten = false
+            if case .success(.committed(let header)) = result, believes(header, since: mark) { isWritten = true }
+            if isWritten { judge.withLock { $0.tallied(next) } }
+            tally.withLock { $0.ended(isWritten) }
+            if isWritten { counted() }
+        }
+    }
 
     private func report(_ verdict: RegistryTrust.Verdict) {
         guard case .changed(let why) = verdict,
@@ -69,7 +99,10 @@ package final class ControlAgent: SegmentRegistry {
 
     private func believed(_ found: ControlListing, since floor: RegistryMark?) -> RegistryListing {
         let view = ClusterView(found, in: paths)
-        let verdict = judge.withLock { $0.judge(listing: found.header, recovery: view.recovery, since: floor) }
+        let count = count(view)
+        let verdict = judge.withLock {
+            $0.judge(listing: found.header, recovery: view.recovery, tally: count, since: floor)
+        }
         report(verdict)
         return switch verdict {
         case .trusted: .view(view)

@@ -6,37 +6,20 @@ import BatonSpool
 
 /// The answer to `question`: how a node stands to the registry that is there. Numbers of 64 bits are 16 hexadecimal digits.
 struct RegistryStanding: Codable, Sendable, Hashable {
-    /// No HTTP resource has this name. Its JSON is empty, or the mark of a disk that distrusts the registry (`Mark`).
+    /// No HTTP resource has this name. Its JSON is empty, or a `RegistryEntry`: the number of a registry that another disk distrusts.
     static let question = "registry"
-
-    struct Mark: Codable, Sendable, Hashable {
-        var store: String
-        var revision: Int64
-        var recovery: String
-
-        init(_ mark: RegistryMark) {
-            self.store = SegmentName.hex(mark.store)
-            self.revision = mark.revision
-            self.recovery = SegmentName.hex(mark.recovery)
-        }
-
-        var mark: RegistryMark? {
-            guard let store = UInt64(store, radix: 16), let recovery = UInt64(recovery, radix: 16) else { return nil }
-            return RegistryMark(store: store, revision: revision, recovery: recovery)
-        }
-    }
 
     /// It distrusts what is there.
     var isSetBack: Bool
     /// It has accepted what is there, and works by it.
     var isTrusted: Bool
-    /// The newest that its disk has seen.
-    var mark: Mark?
+    /// The recovery number that its disk knows.
+    var recovery: String
 
     init(_ trust: RegistryTrust) {
         self.isSetBack = trust.setBack != nil
         self.isTrusted = trust.isTrusted
-        self.mark = trust.mark.map(Mark.init)
+        self.recovery = SegmentName.hex(trust.mark?.recovery ?? 0)
     }
 }
 
@@ -44,22 +27,15 @@ struct RegistryStanding: Codable, Sendable, Hashable {
 struct RegistryStandings {
     /// The highest number that a disk or the registry knows.
     private(set) var recovery: UInt64
-    /// Of the disks that distrust the registry, the newest mark; nil while none does.
-    private(set) var distrust: RegistryMark?
+    /// A disk distrusts the registry.
+    private(set) var isSetBack = false
     private var believers: Set<String> = []
 
     init(recovery: UInt64) { self.recovery = recovery }
 
-    var isSetBack: Bool { distrust != nil }
-
     mutating func add(_ standing: RegistryStanding, of node: String) {
-        let mark = standing.mark?.mark
-        recovery = max(recovery, mark?.recovery ?? 0)
-        if standing.isSetBack, let mark,
-            distrust.map({ ($0.recovery, $0.revision) < (mark.recovery, mark.revision) }) ?? true
-        {
-            distrust = mark
-        }
+        recovery = max(recovery, UInt64(standing.recovery, radix: 16) ?? 0)
+        if standing.isSetBack { isSetBack = true }
         if standing.isTrusted { believers.insert(node) }
     }
 

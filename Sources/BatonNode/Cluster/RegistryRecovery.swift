@@ -59,11 +59,13 @@ enum RegistryRecovery {
         return missing.sorted()
     }
 
-    /// This node's standing, for another's recovery. With the mark of a disk that distrusts what this node goes by, this node begins anew and
-    /// distrusts it, too: what one disk has seen counts for all.
+    /// This node's standing, for another's recovery. With the number of a registry that another disk distrusts, a node that goes by it
+    /// begins anew and distrusts it, too: what one disk has seen counts for all.
     static func standing(_ json: [UInt8], agent: ControlAgent) -> (status: Int, json: [UInt8]) {
         let standing = RegistryStanding(agent.trust)
-        if let told: RegistryStanding.Mark = ClusterCodec.decode(json), let mark = told.mark { agent.isTold(of: mark) }
+        if let told: RegistryEntry = ClusterCodec.decode(json), let number = told.number {
+            agent.refuse(recovery: number)
+        }
         return (200, ClusterCodec.json(standing))
     }
 
@@ -108,14 +110,13 @@ enum RegistryRecovery {
         _ unaware: [String], _ standings: RegistryStandings, _ administration: ClusterAdministration,
         _ agent: ControlAgent
     ) async {
-        guard let mark = standings.distrust else { return }
         let nodes = unaware.filter { $0 != administration.node }
-        let json = ClusterCodec.json(RegistryStanding.Mark(mark))
         if !nodes.isEmpty {
+            let json = ClusterCodec.json(RegistryEntry(recovery: standings.recovery))
             _ = await administration.ask(
                 RegistryStanding.question, json, nodes: nodes, within: ClusterAdminLimits.searchWait)
         }
-        if nodes.count < unaware.count { agent.isTold(of: mark) }
+        if nodes.count < unaware.count { agent.refuse(recovery: standings.recovery) }
     }
 
     private static func write(

@@ -133,13 +133,21 @@ extension RegistryTrust.Verdict {
             ensemble: [EnsembleMember(node: NodeID(name: "n1"), diskID: 1)],
             drainer: Drainer(node: NodeID(name: "n1"), incarnation: Incarnation(value: 5)))
         key.revision = 9
-        let steps: [(keys: [SegmentKey], isDue: Bool, why: String)] = [
-            ([], true, "at first"), ([key], false, "one is under way"),
-        ]
-        for step in steps { #expect(due(step.keys) == step.isDue, "\(step.why)") }
+        let first = due([])
+        #expect(first)
+        now = now + DriverLimits.tallyPause
+        let second = due([key])
+        #expect(!second, "one is under way")
         tally.ended(true)
-        let soon = due([key])
+        let third = due([key])
+        #expect(third)
+        tally.ended(true)
+        let soon = due([])
         #expect(!soon, "within the pause")
+        now = now + DriverLimits.tallyPause
+        let back = due([])
+        #expect(back)
+        tally.ended(true)
         now = now + DriverLimits.tallyPause
         let same = due([])
         #expect(!same, "nothing has changed")

@@ -218,6 +218,13 @@ final class FakeHolds: HoldSharing {
         }
     }
 
+    func removeOver(_ holds: [SharedHold]) async throws {
+        try state.withLock { state in
+            if state.isDown { throw Down() }
+            for hold in holds where state.values[hold.key] == hold { state.values[hold.key] = nil }
+        }
+    }
+
     func all() async throws -> SharedHolds {
         try state.withLock { state in
             if state.isDown { throw Down() }

@@ -117,7 +117,8 @@ private func last(_ cluster: FakeCluster, _ name: String) throws -> AdminCommand
     }
     let inspector = inspector(cluster, holds: holds, now: { now })
     _ = try await inspector.perform(command(.suspend))
-    #expect(holds.state.withLock { $0.values.count } == SharedHoldLimits.holds + 1, "one of them is over")
+    #expect(holds.state.withLock { $0.values.count } == SharedHoldLimits.holds, "one of them is over, and stays")
+    #expect(holds.state.withLock { $0.values[suspension("h0", .site("s0")).key] } == nil)
     await #expect(throws: ProblemReport.self) { try await inspector.perform(command(.bounce)) }
     #expect(try last(cluster, "n1").verb == .suspend)
 }

@@ -11,8 +11,8 @@ import Logging
 import NIOCore
 import Synchronization
 
-/// `ClusterAdministering` and `HoldSharing` of a running node. Questions to other nodes are QUERY frames on the control channel.
-final class ClusterAdministration: ClusterAdministering, HoldSharing {
+/// `ClusterAdministering` of a running node, and `HoldSharing` in ClusterAdministration+Holds.swift. Questions to other nodes are QUERY frames on the control channel.
+final class ClusterAdministration: ClusterAdministering {
     private struct Pending {
         var waiting: [UInt64: String] = [:]
         var answers: [PeerAnswer] = []
@@ -42,8 +42,8 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
     }
 
     private var runtime: ClusterRuntime { cluster.runtime }
-    private var plane: any ControlPlane { runtime.agent.plane }
-    private var paths: ClusterPaths { runtime.agent.paths }
+    var plane: any ControlPlane { runtime.agent.plane }
+    var paths: ClusterPaths { runtime.agent.paths }
 
     var node: String { runtime.settings.nodeName }
 
@@ -396,38 +396,5 @@ final class ClusterAdministration: ClusterAdministering, HoldSharing {
         let report = try await RegistryRecovery.run(self, relay: relay, agent: runtime.agent)
         runtime.refresh()
         return report
-    }
-
-    // MARK: HoldSharing
-
-    func put(_ hold: SharedHold) async throws -> UInt64 {
-        let write = ControlWrite.put(paths.hold(hold.key), ClusterCodec.json(hold))
-        return try await revision(of: ControlTransaction(if: [], [write]))
-    }
-
-    func remove(_ keys: [String]) async throws -> UInt64 {
-        guard !keys.isEmpty else { return try await all().revision }
-        var last: UInt64 = 0
-        var rest = keys[...]
-        while !rest.isEmpty {
-            let part = rest.prefix(64)
-            rest = rest.dropFirst(64)
-            last = try await revision(of: ControlTransaction(if: [], part.map { .delete(paths.hold($0)) }))
-        }
-        return last
-    }
-
-    private func revision(of transaction: ControlTransaction) async throws -> UInt64 {
-        guard case .committed(let header) = try await plane.commit(transaction) else {
-            throw ControlFailure.unknown("a change without conditions met a conflict")
-        }
-        return UInt64(max(0, header.revision))
-    }
-
-    func all() async throws -> SharedHolds {
-        let found = try await plane.list(paths.holds)
-        return SharedHolds(
-            revision: UInt64(max(0, found.header.revision)),
-            holds: found.entries.compactMap { ClusterCodec.decode($0.value) })
     }
 }

@@ -151,10 +151,14 @@ extension ClusterInspector {
             // Also where it is not shared: an attempt of the same verb a moment later on another node means the same mail.
             command.shared = hold
             do {
-                guard try await holds.all().holds.count(where: { !$0.isOver(at: now) }) < SharedHoldLimits.holds else {
+                let there = try await holds.all().holds
+                guard there.count(where: { !$0.isOver(at: now) }) < SharedHoldLimits.holds else {
                     throw ProblemReport(503, "Service Unavailable", "too many suspensions and bounces at a time")
                 }
                 command.revision = try await holds.put(hold)
+                // Only new ones make them more: so they are never many. What cannot be removed now is due again with the next.
+                let over = there.filter { $0.isOver(at: now) && $0.key != hold.key }
+                if !over.isEmpty { try? await holds.removeOver(over) }
             } catch let problem as ProblemReport {
                 throw problem
             } catch { incomplete.append(Self.controlPlane) }

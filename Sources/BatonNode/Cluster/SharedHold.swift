@@ -89,6 +89,8 @@ package protocol HoldSharing: Sendable {
     /// Removes those of the keys that are there; answers a revision at which none of them was there.
     func remove(_ keys: [String]) async throws -> UInt64
     func all() async throws -> SharedHolds
+    /// Removes those of the holds that still stand there as they are given: another one under the same key stays.
+    func removeOver(_ holds: [SharedHold]) async throws
 }
 
 package enum SharedHoldLimits {

@@ -8,8 +8,6 @@ import Testing
 
 @testable import BatonNode
 
-private let paths = ClusterPaths(cluster: "t")
-
 private func segment(_ index: UInt64) -> SegmentID {
     SegmentID(writer: NodeID(name: "n1"), incarnation: Incarnation(value: 5), index: index)
 }
@@ -19,18 +17,9 @@ private func key(_ index: UInt64, _ change: (inout SegmentKey) -> Void = { _ in 
     var key = SegmentKey(
         id: id, ensemble: [EnsembleMember(node: id.writer, diskID: 1)],
         drainer: Drainer(node: id.writer, incarnation: id.incarnation))
+    key.revision = 9
     change(&key)
     return key
-}
-
-private func view(_ keys: [SegmentKey], live: [NodeEntry] = []) -> ClusterView {
-    var entries = keys.map {
-        ControlEntry(key: paths.segment($0.id), value: ClusterCodec.encode($0), created: 1, modified: 9)
-    }
-    entries += live.map {
-        ControlEntry(key: paths.node($0.id), value: ClusterCodec.json($0), created: 1, modified: 1)
-    }
-    return ClusterView(ControlListing(header: ControlHeader(store: 1, revision: 20), entries: entries), in: paths)
 }
 
 private func merge(_ found: [(UInt64, epoch: UInt64)]) -> RegistryMerge {
@@ -42,35 +31,38 @@ private func merge(_ found: [(UInt64, epoch: UInt64)]) -> RegistryMerge {
     return merge
 }
 
+private func steps(
+    _ merge: RegistryMerge, _ keys: [SegmentKey], live: Set<Drainer> = [], isSetBack: Bool
+) -> [RegistryStep] {
+    RegistryRebuild.steps(merge, over: keys, live: live, isSetBack: isSetBack)
+}
+
 @Test func keyOfAnEarlierDayStaysAfterARecovery() throws {
     // 0: as it was; 1: never seen by this registry; 2: finished in it.
-    let there = view([key(0), key(2) { $0.state = .finished }])
+    let there = [key(0), key(2) { $0.state = .finished }]
     let disks = merge([(0, epoch: 4), (1, epoch: 1), (2, epoch: 1)])
-    let steps = RegistryRebuild.steps(disks, there, isSetBack: true)
-    #expect(steps.map(\.key.id) == [segment(0), segment(1)])
-    #expect(steps.map(\.replaces) == [9, 0])
-    let first = try #require(steps.first).key
+    let found = steps(disks, there, isSetBack: true)
+    #expect(found.map(\.key.id) == [segment(0), segment(1)])
+    #expect(found.map(\.replaces) == [9, 0])
+    let first = try #require(found.first).key
     #expect(first.drainEpoch == 4 && first.ensemble == [EnsembleMember(node: NodeID(name: "n2"), diskID: 2)])
     // Where nobody distrusts the registry, what is there is right.
-    #expect(RegistryRebuild.steps(disks, there, isSetBack: false).map(\.key.id) == [segment(1)])
+    #expect(steps(disks, there, isSetBack: false).map(\.key.id) == [segment(1)])
 }
 
 @Test func segmentThatNoDiskHoldsIsWaitedForForEver() throws {
-    let there = view([key(0) { ($0.drainEpoch, $0.state, $0.target) = (3, .sealed(at: 8192), segment(7)) }, key(1)])
-    let steps = RegistryRebuild.steps(merge([(1, epoch: 1)]), there, isSetBack: true)
-    let gone = try #require(steps.first { $0.key.id == segment(0) })
+    let there = [key(0) { ($0.drainEpoch, $0.state, $0.target) = (3, .sealed(at: 8192), segment(7)) }, key(1)]
+    let found = steps(merge([(1, epoch: 1)]), there, isSetBack: true)
+    let gone = try #require(found.first { $0.key.id == segment(0) })
     #expect(gone.key.state == .finished && gone.replaces == 9)
     // What a cleaning moved out of it at that epoch lives.
     #expect(gone.key.finishedEpoch == 3 && gone.key.finishedLength == 8192 && gone.key.target == segment(7))
-    #expect(RegistryRebuild.steps(merge([]), there, isSetBack: false).isEmpty, "a lost disk is not a finished segment")
+    #expect(steps(merge([]), there, isSetBack: false).isEmpty, "a lost disk is not a finished segment")
 }
 
 @Test func segmentThatIsBeingRegisteredIsWrittenOver() {
-    let writer = NodeEntry(
-        id: "n1", incarnation: Incarnation(value: 5), disk: 1, address: "127.0.0.1:1", failureDomain: "n1", weight: 1,
-        version: "1", state: .serving)
-    let there = view([key(1)], live: [writer])
-    #expect(RegistryRebuild.steps(merge([(0, epoch: 1)]), there, isSetBack: true).isEmpty)
+    let writer = Drainer(node: NodeID(name: "n1"), incarnation: Incarnation(value: 5))
+    #expect(steps(merge([(0, epoch: 1)]), [key(1)], live: [writer], isSetBack: true).isEmpty)
 }
 
 private func standing(_ mark: RegistryMark?, listed: (revision: Int64, recovery: UInt64)?) -> RegistryStanding {

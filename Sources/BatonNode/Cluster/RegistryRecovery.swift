@@ -101,7 +101,9 @@ enum RegistryRecovery {
             }
             return report
         }
-        await write(RegistryRebuild.steps(merge, view, isSetBack: standings.isSetBack), agent, &report)
+        let steps = RegistryRebuild.steps(
+            merge, over: view.listing.keys, live: Set(view.nodes.compactMap(\.run)), isSetBack: standings.isSetBack)
+        await write(steps, agent, &report)
         if standings.isSetBack, report.failed == 0 { await finish(view, standings.recovery, agent, &report) }
         return report
     }

@@ -1,11 +1,10 @@
 // What the disks say of one segment each, put together into keys (`recover-registry`).
-import BatonCluster
 import BatonCore
 import BatonModel
 import BatonSpool
 
 /// What one disk says of one segment. Nothing is sealed or changed by asking.
-struct CopyClaim: Codable, Sendable, Hashable {
+package struct CopyClaim: Codable, Sendable, Hashable {
     var writer: String
     var incarnation: String
     var index: String
@@ -17,7 +16,7 @@ struct CopyClaim: Codable, Sendable, Hashable {
     /// Up to where chunk follows chunk.
     var end: Int64
 
-    init(_ copy: CopyOnDisk, disk: UInt64) {
+    package init(_ copy: CopyOnDisk, disk: UInt64) {
         self.writer = SegmentName.hex(copy.id.writer.value)
         self.incarnation = SegmentName.hex(copy.id.incarnation.value)
         self.index = SegmentName.hex(copy.id.index)
@@ -36,8 +35,8 @@ struct CopyClaim: Codable, Sendable, Hashable {
 }
 
 /// The copies of all disks by segment. Pure.
-struct RegistryMerge {
-    private struct Copy {
+package struct RegistryMerge: Sendable {
+    private struct Copy: Sendable {
         let node: String
         let member: EnsembleMember
         let claim: CopyClaim
@@ -45,12 +44,14 @@ struct RegistryMerge {
 
     private var copies: [SegmentID: [Copy]] = [:]
 
-    var segments: [SegmentID] { copies.keys.sorted() }
+    package init() {}
+
+    package var segments: [SegmentID] { copies.keys.sorted() }
 
     /// Who holds copies.
-    var nodes: Set<String> { Set(copies.values.lazy.joined().map(\.node)) }
+    package var nodes: Set<String> { Set(copies.values.lazy.joined().map(\.node)) }
 
-    mutating func add(_ claims: [CopyClaim], of node: String) {
+    package mutating func add(_ claims: [CopyClaim], of node: String) {
         for claim in claims {
             guard let id = claim.id, let disk = UInt64(claim.disk, radix: 16) else { continue }
             let member = EnsembleMember(node: NodeID(name: node), diskID: disk)
@@ -65,7 +66,7 @@ struct RegistryMerge {
     /// - a copy that ends before the longest one of the highest seal is no member: it was being made (C1), or its rest is rotten.
     ///
     /// - Returns: nil of a segment that no disk has told of; the nodes whose copies are left out.
-    func key(of id: SegmentID) -> (key: SegmentKey, leftOut: [String])? {
+    package func key(of id: SegmentID) -> (key: SegmentKey, leftOut: [String])? {
         guard let found = copies[id] else { return nil }
         let seal = found.map(\.claim.sealed).max() ?? 0
         let length = found.filter { $0.claim.sealed == seal }.map(\.claim.end).max() ?? 0

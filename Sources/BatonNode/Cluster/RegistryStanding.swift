@@ -1,4 +1,4 @@
-// Which keys a recovery writes, and what nodes say of the registry before it does (docs/decisions/0010). Pure.
+// What nodes say of the registry before a recovery writes it anew (docs/decisions/0010). Pure.
 import BatonCluster
 import BatonCore
 import BatonModel
@@ -54,50 +54,5 @@ struct RegistryStandings {
             add(standing, of: answer.node)
         }
         return missing.sorted()
-    }
-}
-
-/// A key to be written.
-struct RegistryStep: Hashable {
-    var key: SegmentKey
-    /// The revision of the key that stands there; 0: none does.
-    var replaces: UInt64
-    /// Nodes whose copies are left out.
-    var leftOut: [String] = []
-}
-
-enum RegistryRebuild {
-    /// In the order of their segments.
-    static func steps(_ merge: RegistryMerge, _ view: ClusterView, isSetBack: Bool) -> [RegistryStep] {
-        var known: [SegmentID: SegmentKey] = [:]
-        for key in view.listing.keys { known[key.id] = key }
-        let live = Set(view.nodes.compactMap(\.run))
-        var steps: [RegistryStep] = []
-        for id in merge.segments {
-            // Its writer lives: it is being registered at this moment.
-            if live.contains(Drainer(node: id.writer, incarnation: id.incarnation)) { continue }
-            let there = known[id]
-            // Finished is final: no older registry says it of what lives.
-            if let there, !isSetBack || there.state == .finished { continue }
-            guard let (key, leftOut) = merge.key(of: id) else { continue }
-            steps.append(RegistryStep(key: key, replaces: there?.revision ?? 0, leftOut: leftOut))
-        }
-        guard isSetBack else { return steps }
-        let found = Set(merge.segments)
-        for key in view.listing.keys where key.state != .finished && !found.contains(key.id) {
-            if live.contains(Drainer(node: key.id.writer, incarnation: key.id.incarnation)) { continue }
-            steps.append(RegistryStep(key: finished(key), replaces: key.revision))
-        }
-        return steps
-    }
-
-    /// Of a segment without a copy on any disk.
-    private static func finished(_ key: SegmentKey) -> SegmentKey {
-        var gone = key
-        if case .sealed(let length) = key.state { gone.finishedLength = length }
-        gone.state = .finished
-        gone.finishedEpoch = key.drainEpoch
-        gone.revision = 0
-        return gone
     }
 }

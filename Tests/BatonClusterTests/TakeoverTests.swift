@@ -9,11 +9,20 @@ import Testing
 
 @Suite struct TakeoverTests {
     /// Faults drawn from the seed within 20 simulated seconds, then time without any.
-    private func run(_ seed: UInt64) -> TakeoverWorld {
+    ///
+    /// - Parameter setsBack: the control plane is set back among them, and an operator recovers it in the end.
+    private func run(_ seed: UInt64, setsBack: Bool = false) -> TakeoverWorld {
         var world = TakeoverWorld(seed: seed)
+        world.cleans = !setsBack
         for _ in 0..<200 { world.step() }
-        for _ in 0..<8 {
-            fault(&world)
+        for number in 0..<8 {
+            if setsBack, number % 4 == 0 { world.backUp() }
+            if setsBack, number % 4 == 3 {
+                for _ in 0..<2_000 where !world.isTold { world.step() }
+                world.setBack(raised: world.chance(30))
+            } else {
+                fault(&world)
+            }
             for _ in 0..<(50 + Int(world.random.next() % 300)) { world.step() }
         }
         world.aims = false
@@ -22,13 +31,18 @@ import Testing
         for node in world.names where world.machines[node]?.isUp == false {
             world.boot(node, disk: world.machines[node]?.disk ?? 1, keeping: world.machines[node]?.copies ?? [:])
         }
-        for _ in 0..<6_000 {
+        var isRecovered = !setsBack
+        for number in 0..<6_000 {
             world.step()
+            if !isRecovered, number % 200 == 199 { isRecovered = world.recover() }
             for node in world.names where world.machines[node]?.writing == nil {
                 // No new mail: what is there has to come to rest.
                 world.machines[node]?.nextIndex = 1 << 40
             }
-            if world.keys.allSatisfy({ $0.value.id.index >= 1 << 40 }) { break }
+            if isRecovered, world.keys.allSatisfy({ $0.value.id.index >= 1 << 40 }) { break }
+        }
+        for (id, end) in world.acked.sorted(by: { $0.key < $1.key }) where end > 0 && world.keys[id] == nil {
+            if !world.history.finished.contains(id) { world.violations.append("\(id) is gone, and never finished") }
         }
         return world
     }
@@ -126,5 +140,37 @@ import Testing
         if environment["BATON_COVERAGE"] != nil { print("cleanings: \(moves.counts), returns: \(returns)") }
         #expect(moves.committed.count > Int(count), "nothing is ever cleaned")
         #expect(moves.decidedVoid > 0 && moves.decidedLive > 0, "no taker ever decides about a move")
+    }
+
+    /// Backups of the control plane come back at any time: what was acknowledged is finished in the end, and nobody sends in two epochs.
+    @Test func registryThatWasSetBackIsGoneBy() {
+        let environment = ProcessInfo.processInfo.environment
+        let first = environment["BATON_SEED"].flatMap { UInt64($0) } ?? 1
+        let count = environment["BATON_SEEDS"].flatMap { UInt64($0) } ?? 12
+        var sum = TakeoverWorld.History()
+        for seed in first..<(first + count) {
+            let world = run(seed, setsBack: true)
+            let history = world.history
+            sum.setBacks += history.setBacks
+            sum.distrusted += history.distrusted
+            sum.told += history.told
+            sum.recoveries += history.recoveries
+            sum.rewritten += history.rewritten
+            sum.declaredFinished += history.declaredFinished
+            #expect(world.violations.isEmpty, "seed \(seed): \(world.faults) \(world.violations.prefix(3))")
+            #expect(!history.isSetBack, "seed \(seed): \(world.faults) the recovery never ends")
+            let left = world.keys.values.filter { $0.id.index < 1 << 40 && !world.waitsForAnOperator($0) }
+            #expect(
+                left.isEmpty,
+                "seed \(seed): \(world.faults) \(left.count) segments never finish, first \(String(describing: left.first))"
+            )
+        }
+        if environment["BATON_COVERAGE"] != nil {
+            print(
+                "set back \(sum.setBacks), listings distrusted \(sum.distrusted), nodes told \(sum.told), recoveries "
+                    + "\(sum.recoveries), keys written \(sum.rewritten), declared finished \(sum.declaredFinished)")
+        }
+        #expect(sum.setBacks > 0 && sum.distrusted > sum.setBacks && sum.recoveries > 0)
+        #expect(sum.rewritten > 0 && sum.declaredFinished > 0)
     }
 }

@@ -47,7 +47,8 @@ extension TakeoverWorld {
     // MARK: The cleaner
 
     mutating func offer(_ node: NodeID) {
-        guard let machine = machines[node], let target = machine.writing, machine.nextIndex < 1 << 40, chance(2) else {
+        guard let machine = machines[node], let target = machine.writing, machine.nextIndex < 1 << 40, cleans, chance(2)
+        else {
             return
         }
         let mine = machine.state.drains.keys.filter { $0 != target }
@@ -136,7 +137,7 @@ extension TakeoverWorld {
             moves.decisions[id, default: []].append((key.drainEpoch, end, copies, alive))
         }
         takeovers += 1
-        if let end = key.sealedAt, end < acked[id] ?? 0 {
+        if let end = key.sealedAt, end < acked[id] ?? 0, !history.finished.contains(id) {
             violations.append("\(id) sealed at \(end), acknowledged \(acked[id] ?? 0)")
         }
         answer(.adopted(id, epoch: key.drainEpoch, success: true), to: node)
@@ -150,7 +151,7 @@ extension TakeoverWorld {
         let here = moves.places.filter { $0.key.target == key.id && $0.value <= end }.keys
         for copies in here.sorted(by: { ($0.source, $0.epoch) < ($1.source, $1.epoch) }) {
             if known[copies] == nil {
-                guard now >= planeDownUntil, !cut.contains([node]) else { return nil }
+                guard now >= planeDownUntil, !cut.contains([node]), believes(node) else { return nil }
                 switch MoveFate(of: keys[copies.source], epoch: copies.epoch, target: copies.target) {
                 case .live:
                     known[copies] = true

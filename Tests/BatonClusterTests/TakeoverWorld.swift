@@ -38,7 +38,8 @@ struct TakeoverWorld {
 
     enum Delivery {
         case event(NodeID, Drainer, TakeoverEvent)
-        case request(NodeID, Drainer, ControlRequest)
+        /// With what was known of the registry when it was sent.
+        case request(NodeID, Drainer, ControlRequest, RegistryMark?)
         /// Files go on a thread of their own.
         case unlink(NodeID, Drainer, SegmentID)
     }
@@ -63,13 +64,19 @@ struct TakeoverWorld {
     var faults: [String] = []
     var violations: [String] = []
     var moves = Moves()
+    var history = History()
+    /// Segments are cleaned.
+    var cleans = true
     /// Nodes die at moments that are rare.
     var aims = true
     let names: [NodeID]
+    /// Of `names`, in their order.
+    let nodeNames: [String]
 
     init(seed: UInt64, nodes: Int = 3) {
         random = SplitMix64(seed: seed)
-        names = (1...nodes).map { NodeID(name: "n\($0)") }.sorted()
+        nodeNames = (1...nodes).map { "n\($0)" }.sorted { NodeID(name: $0) < NodeID(name: $1) }
+        names = nodeNames.map { NodeID(name: $0) }
         for name in names { boot(name, disk: random.next() | 1) }
     }
 
@@ -86,6 +93,7 @@ struct TakeoverWorld {
             lease: now + .seconds(3))
         machine.copies = copies
         machines[node] = machine
+        bootTrust(node)
         registered[node] = (run, disk, now + .seconds(3))
         give(node, .started(copies: copies.keys.sorted()))
         give(node, .registered)
@@ -133,7 +141,7 @@ struct TakeoverWorld {
         guard let machine = machines[node] else { return }
         let run = machine.run
         switch action {
-        case .control(let request): post(.request(node, run, request))
+        case .control(let request): post(.request(node, run, request, history.trusts[node]?.mark))
         case .askPromises(let items, let other):
             send(.promiseAsked(items, number: 1, sentAt: now.nanoseconds, from: run), from: node, to: other)
         case .promise(let items, _, let sentAt, let other):
@@ -200,6 +208,7 @@ struct TakeoverWorld {
         case .dropIfEmpty(let id): if machine.copies[id]?.end == 0 { machines[node]?.copies[id] = nil }
         case .restart:
             let (disk, copies) = (machine.disk, machine.copies)
+            history.marks[node] = history.trusts[node]?.mark
             kill(node)
             boot(node, disk: disk, keeping: machines[node]?.copies ?? copies)
         }
@@ -242,11 +251,18 @@ struct TakeoverWorld {
 
     // MARK: The control plane
 
-    mutating func serve(_ node: NodeID, _ run: Drainer, _ request: ControlRequest) {
+    mutating func serve(_ node: NodeID, _ run: Drainer, _ request: ControlRequest, _ floor: RegistryMark?) {
         guard machines[node]?.run == run else { return }
+        let isListing = request == .list
+        guard isListing || history.trusts[node]?.isTrusted == true else {
+            return answer(.control(request, .unknown), to: node)
+        }
         let lost = now < planeDownUntil || cut.contains([node])
         if lost, !chance(30) { return answer(.control(request, .unknown), to: node) }
         let result = apply(request)
+        guard believes(node, isListing: isListing, since: floor) else {
+            return answer(.control(request, .unknown), to: node)
+        }
         answer(.control(request, lost || chance(2) ? .unknown : result), to: node)
     }
 
@@ -266,10 +282,12 @@ struct TakeoverWorld {
                 return .refused(current, condition: true)
             }
             if key.state == .finished, current?.state != .finished, let read = machines[key.drainer.node]?.read[key.id],
-                machines[key.drainer.node]?.adopted[key.id] == key.drainEpoch, read < acked[key.id] ?? 0
+                machines[key.drainer.node]?.adopted[key.id] == key.drainEpoch, read < acked[key.id] ?? 0,
+                !history.finished.contains(key.id)
             {
                 violations.append("\(key.id) finished, read up to \(read), acknowledged \(acked[key.id] ?? 0)")
             }
+            if key.state == .finished { history.finished.insert(key.id) }
             revision += 1
             var stored = key
             stored.revision = revision
@@ -304,7 +322,7 @@ struct TakeoverWorld {
                 } else {
                     give(node, event)
                 }
-            case .request(let node, let run, let request): serve(node, run, request)
+            case .request(let node, let run, let request, let floor): serve(node, run, request, floor)
             case .unlink(let node, let run, let id): unlink(id, of: node, run)
             }
         }
@@ -341,7 +359,9 @@ struct TakeoverWorld {
             machines[backup.node]?.copies[id]?.end = end
             if !cut.contains([backup.node, node]) { acked[id] = end }
             if end >= 30 { sealOwn(id, node) }
-        } else if !cut.contains([node]), now >= planeDownUntil, registered[node]?.run == machine.run, chance(5) {
+        } else if !cut.contains([node]), now >= planeDownUntil, registered[node]?.run == machine.run, chance(5),
+            believes(node), machines[node]?.run == machine.run
+        {
             let others = names.filter { other in
                 other != node && machines[other]?.isUp == true && !cut.contains([node, other])
                     && now >= machines[other]?.pausedUntil ?? .epoch
@@ -370,7 +390,7 @@ struct TakeoverWorld {
 
     mutating func sealOwn(_ id: SegmentID, _ node: NodeID) {
         guard var key = keys[id], !cut.contains([node]), now >= planeDownUntil, let run = machines[node]?.run,
-            key.drainer == run
+            key.drainer == run, believes(node)
         else { return }
         revision += 1
         key.state = .sealed(at: acked[id] ?? 0)
@@ -404,7 +424,9 @@ struct TakeoverWorld {
         guard let machine = machines[node], machine.run == run else { return }
         let member = EnsembleMember(node: node, diskID: machine.disk)
         // A stale member's copy is none that counts.
-        if let key = keys[id], key.state != .finished, key.ensemble.contains(member), !key.stale.contains(member) {
+        if let key = keys[id], key.state != .finished, key.ensemble.contains(member), !key.stale.contains(member),
+            !history.isSetBack, !history.finished.contains(id)
+        {
             violations.append("\(now.nanoseconds): the copy of \(id) that \(node) is to keep goes")
         }
         machines[node]?.copies[id] = nil

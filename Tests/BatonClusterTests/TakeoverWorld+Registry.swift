@@ -1,0 +1,176 @@
+// Control planes restored from a backup, in the simulation of takeovers: who distrusts them, and the operator's recovery.
+import BatonControlPlane
+import BatonCore
+import BatonModel
+import BatonSpool
+
+@testable import BatonCluster
+
+extension TakeoverWorld {
+    /// The registry's history, and what nodes know of it.
+    struct History {
+        /// What a backup holds.
+        struct State {
+            var keys: [SegmentID: SegmentKey]
+            var registered: [NodeID: (run: Drainer, disk: UInt64, until: Instant)]
+            var revision: UInt64
+            var recovery: UInt64
+            var tallies: [NodeID: UInt64]
+        }
+
+        var recovery: UInt64 = 0
+        var tallies: [NodeID: UInt64] = [:]
+        var trusts: [NodeID: RegistryTrust] = [:]
+        var counting: [NodeID: RegistryTally] = [:]
+        /// `registry-seen` on each disk: behind what its node knows.
+        var marks: [NodeID: RegistryMark] = [:]
+        var backup: State?
+        /// Between a set-back and the end of its recovery.
+        var isSetBack = false
+        /// By any registry that was ever the true one.
+        var finished: Set<SegmentID> = []
+        var setBacks = 0
+        var distrusted = 0
+        var told = 0
+        var recoveries = 0
+        var rewritten = 0
+        var declaredFinished = 0
+    }
+
+    private var header: ControlHeader { ControlHeader(store: 1, revision: Int64(revision)) }
+
+    // MARK: The nodes
+
+    mutating func bootTrust(_ node: NodeID) {
+        // Its file is damaged at times.
+        history.trusts[node] = RegistryTrust(history.isSetBack && chance(10) ? nil : history.marks[node])
+        history.counting[node] = RegistryTally()
+    }
+
+    /// What the node makes of an answer; the run may end by it.
+    mutating func believes(_ node: NodeID, isListing: Bool, since floor: RegistryMark?) -> Bool {
+        guard var trust = history.trusts[node] else { return false }
+        let tally = history.tallies[node] ?? 0
+        let verdict =
+            isListing
+            ? trust.judge(listing: header, recovery: history.recovery, tally: tally, since: floor)
+            : trust.judge(header, since: floor)
+        history.trusts[node] = trust
+        switch verdict {
+        case .trusted:
+            if isListing { count(node) }
+            if chance(50) { history.marks[node] = history.trusts[node]?.mark }
+            return true
+        case .setBack:
+            history.distrusted += 1
+            return false
+        case .changed:
+            give(node, .registryChanged)
+            return false
+        }
+    }
+
+    /// Before a change that the spool makes by itself.
+    mutating func believes(_ node: NodeID) -> Bool {
+        guard let trust = history.trusts[node], trust.isTrusted else { return false }
+        return believes(node, isListing: false, since: trust.mark)
+    }
+
+    private mutating func count(_ node: NodeID) {
+        let all = keys.values.sorted { $0.id < $1.id }
+        guard history.counting[node]?.isDue(all, at: now) == true else { return }
+        let next = max(history.trusts[node]?.mark?.tally ?? 0, history.tallies[node] ?? 0) + 1
+        history.tallies[node] = next
+        revision += 1
+        history.trusts[node]?.tallied(next)
+        history.counting[node]?.ended(true)
+    }
+
+    // MARK: The control plane
+
+    mutating func backUp() {
+        history.backup = History.State(
+            keys: keys, registered: registered, revision: revision, recovery: history.recovery,
+            tallies: history.tallies)
+    }
+
+    /// Every node can tell the backup from the present: that one cannot is stated, and not caught.
+    var isTold: Bool {
+        guard let backup = history.backup else { return false }
+        return names.allSatisfy { history.tallies[$0] ?? 0 > backup.tallies[$0] ?? 0 }
+    }
+
+    mutating func setBack(raised: Bool) {
+        guard let backup = history.backup, !history.isSetBack, isTold else { return }
+        faults.append(raised ? "set back, raised" : "set back")
+        history.setBacks += 1
+        history.isSetBack = true
+        keys = backup.keys
+        // Leases begin anew; who did not have one then loses it now.
+        registered = backup.registered.mapValues { ($0.run, $0.disk, now + .seconds(3)) }
+        revision = raised ? revision + 100 : backup.revision
+        history.recovery = backup.recovery
+        history.tallies = backup.tallies
+    }
+
+    // MARK: The operator
+
+    /// One try of `recover-registry`; true when it has ended with 0.
+    mutating func recover() -> Bool {
+        let up = names.allSatisfy { node in
+            machines[node]?.isUp == true && now >= machines[node]?.pausedUntil ?? .epoch
+                && registered[node]?.run == machines[node]?.run
+        }
+        guard up, cut.isEmpty, now >= planeDownUntil else { return false }
+        let trusts = history.trusts
+        guard names.allSatisfy({ trusts[$0]?.isTrusted == true || trusts[$0]?.setBack != nil }) else { return false }
+        guard names.contains(where: { trusts[$0]?.setBack != nil }) else {
+            history.isSetBack = false
+            return true
+        }
+        let number = names.map { trusts[$0]?.mark?.recovery ?? 0 }.max() ?? 0
+        let known = max(number, history.recovery)
+        let unaware = names.filter { trusts[$0]?.isTrusted == true && machines[$0]?.copies.isEmpty == false }
+        for node in unaware {
+            history.told += 1
+            if history.trusts[node]?.refuse(recovery: known) != .trusted { give(node, .registryChanged) }
+        }
+        guard unaware.isEmpty else { return false }
+        rebuild()
+        history.recovery = known + 1
+        revision += 1
+        history.recoveries += 1
+        history.isSetBack = false
+        return true
+    }
+
+    private mutating func rebuild() {
+        var merge = RegistryMerge()
+        for (number, node) in names.enumerated() {
+            guard let machine = machines[node] else { continue }
+            let claims = machine.copies.map { id, copy in
+                let epoch = max(1, copy.sealEpoch, copy.logs.keys.max() ?? 1)
+                return CopyClaim(
+                    CopyOnDisk(id: id, epoch: epoch, sealed: copy.sealEpoch, end: copy.end), disk: machine.disk)
+            }
+            merge.add(claims, of: nodeNames[number])
+        }
+        let live = Set(registered.values.map(\.run))
+        let there = keys.values.sorted { $0.id < $1.id }
+        for step in RegistryRebuild.steps(merge, over: there, live: live, isSetBack: true) {
+            let id = step.key.id
+            guard keys[id]?.revision ?? 0 == step.replaces else { continue }
+            if step.key.state == .finished {
+                history.declaredFinished += 1
+                if acked[id] ?? 0 > 0, !history.finished.contains(id) {
+                    violations.append("\(id) is declared finished, and its mail is not")
+                }
+            } else {
+                history.rewritten += 1
+            }
+            revision += 1
+            keys[id] = step.key
+            keys[id]?.revision = revision
+        }
+    }
+}

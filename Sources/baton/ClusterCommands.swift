@@ -172,7 +172,7 @@ enum ClusterText {
     static func recovery(_ report: ClusterRecoveryReport) -> String {
         var lines = ["\(report.segments) segments on the disks, \(report.written) keys written"]
         if report.setBack {
-            lines[0] += ", of these \(report.finished) of segments that no disk holds"
+            lines[0] += ", \(report.removed) of segments that no disk holds removed"
             lines.append(
                 "the registry had been set back"
                     + (report.failed == 0 && report.incomplete.isEmpty ? ": all nodes go by it again" : ""))

@@ -52,12 +52,32 @@ extension RegistryTrust.Verdict {
     private let judge = Judge(mark)
 
     @Test func registryOfAnEarlierDayIsBelieved() {
-        #expect(judge.listing(39).isSetBack, "a lower revision")
-        #expect(judge.listing(400, store: 8).isSetBack, "another store")
-        #expect(judge.listing(400, recovery: 0).isSetBack, "before a recovery")
-        #expect(judge.listing(400, tally: 2).isSetBack, "revisions that were raised when it was restored")
-        #expect(judge.trust.mark == mark && judge.trust.setBack != nil && !judge.trust.isTrusted)
-        #expect(judge.other(header(400)) != .trusted, "and what is no listing")
+        let earlier: [(String, (Judge) -> RegistryTrust.Verdict)] = [
+            ("a lower revision", { $0.listing(39) }), ("another store", { $0.listing(400, store: 8) }),
+            ("before a recovery", { $0.listing(400, recovery: 0) }),
+            ("revisions that were raised when it was restored", { $0.listing(400, tally: 2) }),
+        ]
+        for (why, listing) in earlier {
+            let judge = Judge(mark)
+            #expect(listing(judge).isSetBack, "\(why)")
+            #expect(judge.trust.setBack != nil && !judge.trust.isTrusted)
+            #expect(judge.other(header(400)) != .trusted, "\(why): and what is no listing")
+        }
+    }
+
+    /// The nodes' own registrations raise its revision.
+    @Test func setBackRegistryIsBelievedOnceItHasGrown() {
+        #expect(judge.listing(39).isSetBack)
+        #expect(judge.listing(41).isSetBack)
+        #expect(Judge(judge.trust.mark).listing(41).isSetBack, "by the next run")
+        let running = Judge(mark)
+        #expect(running.listing(40) == .trusted)
+        #expect(running.listing(38).isChanged)
+        #expect(Judge(running.trust.mark).listing(41).isSetBack, "by the run after one that went by it")
+        // One endpoint of another cluster's etcd is no reason to stand still for ever.
+        let astray = Judge(mark)
+        #expect(astray.listing(400, store: 8).isSetBack)
+        #expect(Judge(astray.trust.mark).listing(41) == .trusted)
     }
 
     @Test func recoveryIsNotNoticed() {
@@ -100,10 +120,27 @@ extension RegistryTrust.Verdict {
                 let verdict = isListing ? judge.listing(seen.revision, store: seen.store) : judge.other(seen)
                 #expect(verdict.isChanged, "\(seen), \(isListing)")
                 // The next run knows what this one knew, and this one believes nothing more.
-                #expect(judge.trust.mark == mark && !judge.trust.isTrusted)
+                #expect(judge.trust.mark?.revision == 40 && !judge.trust.isTrusted)
                 #expect(judge.listing(41) != .trusted)
             }
         }
+    }
+
+    /// Several listings are under way when the recovery ends.
+    @Test func answerFromBeforeARecoveryEndsTheRunThatHasSeenIt() {
+        #expect(judge.listing(39).isSetBack)
+        let early = judge.trust.mark
+        #expect(judge.listing(45, recovery: 2) == .trusted)
+        #expect(judge.listing(46, recovery: 2, since: early) == .trusted)
+        #expect(judge.listing(44, recovery: 1, since: early).isSetBack)
+        #expect(judge.other(header(44), since: early).isSetBack)
+        #expect(judge.trust.isTrusted && judge.trust.mark?.isRefused == false && judge.trust.setBack == nil)
+        #expect(judge.trust.mark?.revision == 46)
+        #expect(judge.listing(47, recovery: 2) == .trusted)
+        let fresh = Judge(nil)
+        #expect(fresh.listing(50, recovery: 2, since: nil) == .trusted)
+        #expect(fresh.listing(49, recovery: 1, since: nil).isSetBack)
+        #expect(fresh.trust.mark?.recovery == 2)
     }
 
     @Test func runGoesOnAfterARecovery() {
@@ -120,6 +157,10 @@ extension RegistryTrust.Verdict {
         let next = Judge(judge.trust.mark)
         #expect(next.listing(900, recovery: 2).isSetBack)
         #expect(next.refuse(2) == .trusted, "it goes by none")
+        // One that has not looked yet.
+        let early = Judge(nil)
+        #expect(early.refuse(2) == .trusted)
+        #expect(early.listing(900, recovery: 2).isSetBack)
         #expect(next.listing(901, recovery: 3) == .trusted)
         #expect(next.listing(902, recovery: 3) == .trusted, "for ever")
     }
@@ -127,39 +168,35 @@ extension RegistryTrust.Verdict {
     @Test func nodeCountsOnForEveryListing() {
         var tally = RegistryTally()
         var now = Instant(secondsSinceEpoch: 1_000)
-        func due(_ keys: [SegmentKey]) -> Bool { tally.isDue(keys, at: now) }
-        var key = SegmentKey(
-            id: SegmentID(writer: NodeID(name: "n1"), incarnation: Incarnation(value: 5), index: 0),
-            ensemble: [EnsembleMember(node: NodeID(name: "n1"), diskID: 1)],
-            drainer: Drainer(node: NodeID(name: "n1"), incarnation: Incarnation(value: 5)))
-        key.revision = 9
-        let first = due([])
+        let (none, one) = (RegistryTally.Extent(keys: 0, newest: 0), RegistryTally.Extent(keys: 1, newest: 9))
+        func due(_ extent: RegistryTally.Extent) -> Bool { tally.isDue(extent, at: now) }
+        let first = due(none)
         #expect(first)
         now = now + DriverLimits.tallyPause
-        let second = due([key])
+        let second = due(one)
         #expect(!second, "one is under way")
         tally.ended(true)
-        let third = due([key])
+        let third = due(one)
         #expect(third)
         tally.ended(true)
-        let soon = due([])
+        let soon = due(none)
         #expect(!soon, "within the pause")
         now = now + DriverLimits.tallyPause
-        let back = due([])
+        let back = due(none)
         #expect(back)
         tally.ended(true)
         now = now + DriverLimits.tallyPause
-        let same = due([])
+        let same = due(none)
         #expect(!same, "nothing has changed")
-        let changed = due([key])
+        let changed = due(one)
         #expect(changed)
         tally.ended(false)
         now = now + DriverLimits.tallyPause
-        let again = due([key])
+        let again = due(one)
         #expect(again, "it was not written")
         tally.ended(true)
         now = now + DriverLimits.tallyPause
-        let settled = due([key])
+        let settled = due(one)
         #expect(!settled)
     }
 
@@ -242,31 +279,50 @@ extension RegistryTrust.Verdict {
 
     /// etcd restored with its revisions raised, as its manual advises.
     @Test func backupWithRaisedRevisionsReachesTheRules() async throws {
-        let own = RosterEntry(id: "n1", disk: 1)
-        let agent = ControlAgent(plane, paths: paths, me: me, own: own)
+        let own = paths.tally("n1", disk: 1)
+        let agent = ControlAgent(plane, paths: paths, me: me, tally: own)
         let counted = Mutex(0)
         let now = Instant(secondsSinceEpoch: 1_000)
-        guard case .view(let first) = listing(agent) else { return #expect(Bool(false), "not believed") }
-        agent.tally(first, at: now) { counted.withLock { $0 += 1 } }
-        let backup = try #require(try await plane.get(paths.tally("n1")).entries.first)
+        func count(_ keys: Int, at now: Instant) {
+            agent.count(.init(keys: keys, newest: 0), at: now) { counted.withLock { $0 += 1 } }
+        }
+        count(0, at: now)
+        #expect(counted.withLock { $0 } == 0, "before a listing")
+        guard case .view = listing(agent) else { return #expect(Bool(false), "not believed") }
+        count(0, at: now)
+        let backup = try #require(try await plane.get(own).entries.first)
         _ = try await plane.commit(
             ControlTransaction(if: [], [.put(paths.segment(id), ClusterCodec.encode(key()))]))
-        guard case .view(let second) = listing(agent) else { return #expect(Bool(false), "not believed") }
-        agent.tally(second, at: now + DriverLimits.tallyPause) { counted.withLock { $0 += 1 } }
+        count(1, at: now + DriverLimits.tallyPause)
         #expect(counted.withLock { $0 } == 2)
         guard case .view = listing(agent) else { return #expect(Bool(false), "not believed") }
         let mark = try #require(agent.trust.mark)
         #expect(mark.tally == 2)
         // As the backup had it; the revision only grows.
         _ = try await plane.commit(
-            ControlTransaction(if: [], [.put(paths.tally("n1"), backup.value), .delete(paths.segment(id))]))
+            ControlTransaction(if: [], [.put(own, backup.value), .delete(paths.segment(id))]))
         guard case .nothing = listing(agent) else { return #expect(Bool(false), "a listing is believed") }
-        let next = ControlAgent(plane, paths: paths, me: me, own: own, mark: mark)
+        let next = ControlAgent(plane, paths: paths, me: me, tally: own, mark: mark)
         guard case .setBack = listing(next) else { return #expect(Bool(false), "the next run believes it") }
         // Another disk of that name has a count of its own.
-        let other = ControlAgent(plane, paths: paths, me: me, own: RosterEntry(id: "n1", disk: 2))
-        guard case .view(let view) = listing(other) else { return #expect(Bool(false), "not believed") }
-        other.tally(view, at: now) {}
+        let other = ControlAgent(plane, paths: paths, me: me, tally: paths.tally("n1", disk: 2))
+        guard case .view = listing(other) else { return #expect(Bool(false), "not believed") }
+        other.count(.init(keys: 1, newest: 0), at: now) {}
         #expect(other.trust.mark?.tally == 1)
+    }
+
+    /// Another run's count landed late, or the answer to the own one was lost.
+    @Test func tallyThatWasWrittenOtherwiseIsNeverCountedOn() async throws {
+        let own = paths.tally("n1", disk: 1)
+        let agent = ControlAgent(plane, paths: paths, me: me, tally: own)
+        let now = Instant(secondsSinceEpoch: 1_000)
+        guard case .view = listing(agent) else { return #expect(Bool(false), "not believed") }
+        _ = try await plane.commit(
+            ControlTransaction(if: [], [.put(own, ClusterCodec.json(TallyEntry(count: 7)))]))
+        agent.count(.init(keys: 1, newest: 0), at: now) {}
+        #expect(agent.trust.mark?.tally == 0, "compared with what was listed")
+        guard case .view = listing(agent) else { return #expect(Bool(false), "not believed") }
+        agent.count(.init(keys: 1, newest: 0), at: now + DriverLimits.tallyPause) {}
+        #expect(agent.trust.mark?.tally == 8)
     }
 }

@@ -156,7 +156,7 @@ import Testing
             sum.told += history.told
             sum.recoveries += history.recoveries
             sum.rewritten += history.rewritten
-            sum.declaredFinished += history.declaredFinished
+            sum.removed += history.removed
             #expect(world.violations.isEmpty, "seed \(seed): \(world.faults) \(world.violations.prefix(3))")
             #expect(!history.isSetBack, "seed \(seed): \(world.faults) the recovery never ends")
             let left = world.keys.values.filter { $0.id.index < 1 << 40 && !world.waitsForAnOperator($0) }
@@ -168,9 +168,9 @@ import Testing
         if environment["BATON_COVERAGE"] != nil {
             print(
                 "set back \(sum.setBacks), listings distrusted \(sum.distrusted), nodes told \(sum.told), recoveries "
-                    + "\(sum.recoveries), keys written \(sum.rewritten), declared finished \(sum.declaredFinished)")
+                    + "\(sum.recoveries), keys written \(sum.rewritten), removed \(sum.removed)")
         }
         #expect(sum.setBacks > 0 && sum.distrusted > sum.setBacks && sum.recoveries > 0)
-        #expect(sum.rewritten > 0 && sum.declaredFinished > 0)
+        #expect(sum.rewritten > 0 && sum.removed > 0)
     }
 }

@@ -34,7 +34,7 @@ extension TakeoverWorld {
         var told = 0
         var recoveries = 0
         var rewritten = 0
-        var declaredFinished = 0
+        var removed = 0
     }
 
     private var header: ControlHeader { ControlHeader(store: 1, revision: Int64(revision)) }
@@ -78,7 +78,8 @@ extension TakeoverWorld {
 
     private mutating func count(_ node: NodeID) {
         let all = keys.values.sorted { $0.id < $1.id }
-        guard history.counting[node]?.isDue(all, at: now) == true else { return }
+        let extent = RegistryTally.Extent(keys: all.count, newest: all.map(\.revision).max() ?? 0)
+        guard history.counting[node]?.isDue(extent, at: now) == true else { return }
         let next = max(history.trusts[node]?.mark?.tally ?? 0, history.tallies[node] ?? 0) + 1
         history.tallies[node] = next
         revision += 1
@@ -123,14 +124,14 @@ extension TakeoverWorld {
         }
         guard up, cut.isEmpty, now >= planeDownUntil else { return false }
         let trusts = history.trusts
-        guard names.allSatisfy({ trusts[$0]?.isTrusted == true || trusts[$0]?.setBack != nil }) else { return false }
         guard names.contains(where: { trusts[$0]?.setBack != nil }) else {
+            guard names.allSatisfy({ trusts[$0]?.isTrusted == true }) else { return false }
             history.isSetBack = false
             return true
         }
         let number = names.map { trusts[$0]?.mark?.recovery ?? 0 }.max() ?? 0
         let known = max(number, history.recovery)
-        let unaware = names.filter { trusts[$0]?.isTrusted == true && machines[$0]?.copies.isEmpty == false }
+        let unaware = names.filter { trusts[$0]?.setBack == nil && machines[$0]?.copies.isEmpty == false }
         for node in unaware {
             history.told += 1
             if history.trusts[node]?.refuse(recovery: known) != .trusted { give(node, .registryChanged) }
@@ -158,19 +159,20 @@ extension TakeoverWorld {
         let live = Set(registered.values.map(\.run))
         let there = keys.values.sorted { $0.id < $1.id }
         for step in RegistryRebuild.steps(merge, over: there, live: live, isSetBack: true) {
-            let id = step.key.id
-            guard keys[id]?.revision ?? 0 == step.replaces else { continue }
-            if step.key.state == .finished {
-                history.declaredFinished += 1
-                if acked[id] ?? 0 > 0, !history.finished.contains(id) {
-                    violations.append("\(id) is declared finished, and its mail is not")
-                }
-            } else {
-                history.rewritten += 1
-            }
+            guard keys[step.id]?.revision ?? 0 == step.replaces else { continue }
             revision += 1
-            keys[id] = step.key
-            keys[id]?.revision = revision
+            switch step {
+            case .write(let key, _):
+                history.rewritten += 1
+                keys[key.id] = key
+                keys[key.id]?.revision = revision
+            case .remove(let id, _):
+                history.removed += 1
+                keys[id] = nil
+                if acked[id] ?? 0 > 0, !history.finished.contains(id) {
+                    violations.append("\(id) is removed, and its mail is not finished")
+                }
+            }
         }
     }
 }

@@ -60,21 +60,25 @@ package struct RegistryMerge: Sendable {
         }
     }
 
-    /// The segment's key: open, drained by its writer's old run, at the highest epoch that any disk knows. A member then takes it
-    /// over by the ordinary steps, which fix its length and gather its outcomes. A taker goes by its own copy, so that
-    /// - a copy sealed at a lower epoch than another is stale: it may lack outcomes (PROTOCOL P2);
-    /// - a copy that ends before the longest one of the highest seal is no member: it was being made (C1), or its rest is rotten.
+    /// The segment's key: drained by its writer's old run, at the highest epoch that any disk knows. A member then takes it over
+    /// by the ordinary steps, which fix its length and gather its outcomes. A taker goes by its own copy, so that stale is
+    /// - a copy sealed at a lower epoch than another: it may lack outcomes (PROTOCOL P2);
+    /// - a copy that ends before the longest one of the highest seal: it was being made (C1), its rest is rotten, or the other has a
+    ///   rest that was never acknowledged. Its drainer has it replaced.
     ///
-    /// - Returns: nil of a segment that no disk has told of; the nodes whose copies are left out.
-    package func key(of id: SegmentID) -> (key: SegmentKey, leftOut: [String])? {
-        guard let found = copies[id] else { return nil }
+    /// - Parameter there: what stands in the registry. A length at which it was sealed is final.
+    /// - Returns: nil of a segment that no disk has told of.
+    package func key(of id: SegmentID, there: SegmentKey? = nil) -> SegmentKey? {
+        guard let found = copies[id]?.sorted(by: { $0.member < $1.member }) else { return nil }
+        let sealedAt = there?.sealedAt
+        func end(_ copy: Copy) -> Int64 { min(copy.claim.end, sealedAt ?? .max) }
         let seal = found.map(\.claim.sealed).max() ?? 0
-        let length = found.filter { $0.claim.sealed == seal }.map(\.claim.end).max() ?? 0
-        let kept = found.filter { $0.claim.end >= length }.sorted { $0.member < $1.member }
+        let length = found.filter { $0.claim.sealed == seal }.map(end).max() ?? 0
         var key = SegmentKey(
-            id: id, ensemble: kept.map(\.member), drainer: Drainer(node: id.writer, incarnation: id.incarnation))
-        key.drainEpoch = max(1, found.map(\.claim.epoch).max() ?? 1)
-        key.stale = kept.filter { $0.claim.sealed < seal }.map(\.member)
-        return (key, found.filter { $0.claim.end < length }.map(\.node).sorted())
+            id: id, ensemble: found.map(\.member), drainer: Drainer(node: id.writer, incarnation: id.incarnation))
+        if let sealedAt { key.state = .sealed(at: sealedAt) }
+        key.drainEpoch = max(1, there?.drainEpoch ?? 1, found.map(\.claim.epoch).max() ?? 1)
+        key.stale = found.filter { $0.claim.sealed < seal || end($0) < length }.map(\.member)
+        return key
     }
 }

@@ -3,17 +3,30 @@ import BatonCore
 import BatonModel
 import BatonSpool
 
-/// A key to be written.
-package struct RegistryStep: Hashable, Sendable {
-    package var key: SegmentKey
-    /// The revision of the key that stands there; 0: none does.
-    package var replaces: UInt64
-    /// Nodes whose copies are left out.
-    package var leftOut: [String] = []
+/// What becomes of a key.
+package enum RegistryStep: Hashable, Sendable {
+    /// `replaces`: the revision of the key that stands there; 0: none does.
+    case write(SegmentKey, replaces: UInt64)
+    /// Of a segment without a copy on any disk. A file of it that turns up later stays, for the next recovery; what a cleaning moved
+    /// out of it counts (`MoveFate.gone`).
+    case remove(SegmentID, replaces: UInt64)
+
+    package var id: SegmentID {
+        switch self {
+        case .write(let key, _): key.id
+        case .remove(let id, _): id
+        }
+    }
+
+    package var replaces: UInt64 {
+        switch self {
+        case .write(_, let revision), .remove(_, let revision): revision
+        }
+    }
 }
 
 package enum RegistryRebuild {
-    /// In the order of their segments.
+    /// In the order of their segments, removals last.
     ///
     /// - Parameter keys: what stands in the registry.
     /// - Parameter live: the runs that are registered.
@@ -22,32 +35,23 @@ package enum RegistryRebuild {
     ) -> [RegistryStep] {
         var known: [SegmentID: SegmentKey] = [:]
         for key in keys { known[key.id] = key }
+        // Its writer lives: it is being registered at this moment.
+        func isBeingWritten(_ id: SegmentID) -> Bool {
+            live.contains(Drainer(node: id.writer, incarnation: id.incarnation))
+        }
         var steps: [RegistryStep] = []
-        for id in merge.segments {
-            // Its writer lives: it is being registered at this moment.
-            if live.contains(Drainer(node: id.writer, incarnation: id.incarnation)) { continue }
+        for id in merge.segments where !isBeingWritten(id) {
             let there = known[id]
             // Finished is final: no older registry says it of what lives.
             if let there, !isSetBack || there.state == .finished { continue }
-            guard let (key, leftOut) = merge.key(of: id) else { continue }
-            steps.append(RegistryStep(key: key, replaces: there?.revision ?? 0, leftOut: leftOut))
+            guard let key = merge.key(of: id, there: there) else { continue }
+            steps.append(.write(key, replaces: there?.revision ?? 0))
         }
         guard isSetBack else { return steps }
         let found = Set(merge.segments)
-        for key in keys where key.state != .finished && !found.contains(key.id) {
-            if live.contains(Drainer(node: key.id.writer, incarnation: key.id.incarnation)) { continue }
-            steps.append(RegistryStep(key: finished(key), replaces: key.revision))
+        for key in keys where key.state != .finished && !found.contains(key.id) && !isBeingWritten(key.id) {
+            steps.append(.remove(key.id, replaces: key.revision))
         }
         return steps
-    }
-
-    /// Of a segment without a copy on any disk.
-    private static func finished(_ key: SegmentKey) -> SegmentKey {
-        var gone = key
-        if case .sealed(let length) = key.state { gone.finishedLength = length }
-        gone.state = .finished
-        gone.finishedEpoch = key.drainEpoch
-        gone.revision = 0
-        return gone
     }
 }

@@ -27,6 +27,8 @@ package enum DriverLimits {
     package static let goneRuns = 64
     /// What was seen of the registry is written to the disk no more often.
     package static let markPause = TimeSpan.seconds(1)
+    /// A registry that is not believed is listed no more often.
+    package static let distrustPause = TimeSpan.seconds(1)
     /// A node counts on in the registry no more often.
     package static let tallyPause = TimeSpan.seconds(5)
     /// Takeovers that status tells of.
@@ -50,6 +52,8 @@ struct ClusterDriver: Sendable {
     private var marks: [SegmentID: Marks] = [:]
     private var logs: [SegmentID: (epoch: UInt64, file: OutcomeFile)] = [:]
     private var number: UInt64 = 0
+    /// A listing was not believed: the next one is asked for after a pause.
+    private var distrustedAt: Instant?
     private var listedRuns: Set<Drainer> = []
     private var goneRuns: [Drainer] = []
 
@@ -79,7 +83,14 @@ struct ClusterDriver: Sendable {
     }
 
     mutating func tick(at now: Instant) {
+        if let since = distrustedAt, now - since >= DriverLimits.distrustPause {
+            distrustedAt = nil
+            receive(.control(.list, .unknown))
+        }
         receive(.tick)
+        let keys = state.registry.keys
+        let newest = keys.values.lazy.map(\.revision).max() ?? 0
+        runtime.remember(RegistryTally.Extent(keys: keys.count, newest: newest), at: now)
         runtime.replicator.tick(at: now)
         runtime.permission.tick(at: now)
         for (id, until) in permits { permit(id, until) }
@@ -119,7 +130,7 @@ struct ClusterDriver: Sendable {
     private mutating func take(_ view: ClusterView) {
         let me = runtime.settings.me.node
         noteGone(view)
-        runtime.remember(view)
+        runtime.trusts()
         meet(view)
         runtime.replicator.update(
             candidates: view.nodes.compactMap { node in
@@ -147,7 +158,7 @@ struct ClusterDriver: Sendable {
     private mutating func takeSetBack(_ view: ClusterView) {
         runtime.distrust()
         meet(view)
-        receive(.control(.list, .unknown))
+        distrustedAt = runtime.time.now()
     }
 
     // MARK: Actions

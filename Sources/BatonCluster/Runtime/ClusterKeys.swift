@@ -25,8 +25,10 @@ package struct ClusterPaths: Sendable {
     }
     /// How often the registry was rebuilt (docs/decisions/0010); absent: never.
     package var registry: ControlKey { ControlKey(root + "registry") }
-    /// A node's own count (docs/decisions/0010).
-    package func tally(_ name: String) -> ControlKey { ControlKey(root + "tallies/" + name) }
+    /// A disk's own count (docs/decisions/0010).
+    package func tally(_ name: String, disk: UInt64) -> ControlKey {
+        ControlKey(root + "tallies/\(name)/\(SegmentName.hex(disk))")
+    }
     package var holds: ControlKey { ControlKey(root + "holds/") }
     package func hold(_ name: String) -> ControlKey { ControlKey(root + "holds/" + name) }
     package var drains: ControlKey { ControlKey(root + "drains/") }
@@ -97,20 +99,14 @@ package struct RegistryEntry: Codable, Hashable, Sendable {
     package var number: UInt64? { UInt64(recovery, radix: 16) }
 }
 
-/// `/baton/<cluster>/tallies/<node>`: only ever counts on, for as long as the node has this disk.
+/// `/baton/<cluster>/tallies/<node>/<disk>`: only ever counts on.
 package struct TallyEntry: Codable, Hashable, Sendable {
     /// 16 hexadecimal digits.
-    package var disk: String
     package var count: String
 
-    package init(disk: UInt64, count: UInt64) {
-        self.disk = SegmentName.hex(disk)
-        self.count = SegmentName.hex(count)
-    }
+    package init(count: UInt64) { self.count = SegmentName.hex(count) }
 
-    package func count(of disk: UInt64) -> UInt64 {
-        self.disk == SegmentName.hex(disk) ? UInt64(count, radix: 16) ?? 0 : 0
-    }
+    package var number: UInt64? { UInt64(count, radix: 16) }
 }
 
 /// An operator's wish that a node leaves in order.
@@ -250,8 +246,8 @@ package struct ClusterView: Sendable {
     /// How often the registry was rebuilt, and the revision of the key that says so (0: there is none).
     package var recovery: UInt64 = 0
     package var recoveryRevision: ControlRevision = 0
-    /// By node name, with the revision of the key.
-    package var tallies: [String: (entry: TallyEntry, revision: ControlRevision)] = [:]
+    /// With the revision of the key.
+    package var tallies: [ControlKey: (count: UInt64, revision: ControlRevision)] = [:]
 
     /// What cannot be read is left out: it is somebody else's, or of a later version.
     package init(_ found: ControlListing, in paths: ClusterPaths) {
@@ -279,8 +275,8 @@ package struct ClusterView: Sendable {
                 recovery = value?.number ?? 0
                 recoveryRevision = entry.modified
             } else if text.hasPrefix("tallies/") {
-                guard let value: TallyEntry = ClusterCodec.decode(entry.value) else { continue }
-                tallies[String(text.dropFirst("tallies/".count))] = (value, entry.modified)
+                let value: TallyEntry? = ClusterCodec.decode(entry.value)
+                tallies[entry.key] = (value?.number ?? 0, entry.modified)
             } else if text.hasPrefix("forgotten/") {
                 let parts = text.split(separator: "/")
                 guard parts.count == 3, let disk = UInt64(parts[2], radix: 16) else { continue }

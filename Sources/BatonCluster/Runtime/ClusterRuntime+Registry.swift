@@ -20,36 +20,40 @@ extension ClusterRuntime {
         }
     }
 
-    /// After each listing that was believed: written soon, by the takeovers' thread.
-    func remember(_ view: ClusterView) {
-        let (now, mark) = (time.now(), agent.trust.mark)
-        let isDue = marking.withLock { marking in
-            marking.toldOf = nil
-            return marking.isDue(mark, at: now)
-        }
-        let takeovers = takeovers
+    /// At each tick: what is newly known of the registry is written soon, by the takeovers' thread, and the tally counts on.
+    func remember(_ extent: RegistryTally.Extent, at now: Instant) {
+        let (mark, takeovers) = (agent.trust.mark, takeovers)
+        let isDue = marking.withLock { $0.isDue(mark, at: now) }
         if isDue { takeovers.deliver(CollectionOfOne(.saveMark)) }
-        agent.tally(view, at: now) { takeovers.deliver(CollectionOfOne(.saveMark)) }
+        agent.count(extent, at: now) { takeovers.deliver(CollectionOfOne(.saveMark)) }
     }
 
     /// Blocking.
     func saveMark() {
-        guard let marks, let mark = agent.trust.mark, marking.withLock({ $0.saved != mark }) else { return }
-        do throws(DiskError) {
-            try marks.save(mark)
-            marking.withLock { $0.saved = mark }
-        } catch {
-            logger.error("cluster: \(RegistryMarkFile.name) cannot be written", metadata: ["why": "\(error)"])
+        guard let marks else { return }
+        saving.withLock { _ in
+            guard let mark = agent.trust.mark, marking.withLock({ $0.saved != mark }) else { return }
+            do throws(DiskError) {
+                try marks.save(mark)
+                marking.withLock { $0.saved = mark }
+            } catch {
+                logger.error("cluster: \(RegistryMarkFile.name) cannot be written", metadata: ["why": "\(error)"])
+            }
         }
     }
 
-    /// The listing was not believed: said once.
+    /// The listing was not believed: said once, and kept, so that the next run believes it no more.
     func distrust() {
         guard let why = agent.obstacle else { return }
         let isNews = marking.withLock { marking in
             defer { marking.toldOf = why }
             return marking.toldOf == nil
         }
-        if isNews { logger.critical("cluster: nothing is taken over, delivered or accepted: \(why)") }
+        guard isNews else { return }
+        logger.critical("cluster: nothing is taken over, delivered or accepted: \(why)")
+        takeovers.deliver(CollectionOfOne(.saveMark))
     }
+
+    /// A listing was believed.
+    func trusts() { marking.withLock { $0.toldOf = nil } }
 }

@@ -127,6 +127,8 @@ package final class ClusterRuntime: Sendable {
     private let watches = Mutex<[any ControlWatch]>([])
     let marks: RegistryMarkFile?
     let marking = Mutex(Marking())
+    /// Two threads may save; held while the file is written.
+    let saving = Mutex(())
     let onRestart: @Sendable (ClusterState.RestartReason) -> Void
 
     /// What blocks for long: reading a segment, removing files.
@@ -155,9 +157,10 @@ package final class ClusterRuntime: Sendable {
             logger.error("cluster: \(RegistryMarkFile.name) is damaged: whether etcd was set back cannot be told")
         }
         self.marks = marks
+        let paths = ClusterPaths(cluster: settings.cluster)
         let agent = ControlAgent(
-            plane, paths: ClusterPaths(cluster: settings.cluster), me: settings.me,
-            own: RosterEntry(id: settings.nodeName, disk: settings.disk), mark: mark)
+            plane, paths: paths, me: settings.me, tally: paths.tally(settings.nodeName, disk: settings.disk), mark: mark
+        )
         self.agent = agent
         let mailbox = mailbox
         agent.onChange { why in

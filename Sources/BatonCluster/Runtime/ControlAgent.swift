@@ -20,11 +20,11 @@ package final class ControlAgent: SegmentRegistry {
     package let plane: any ControlPlane
     package let paths: ClusterPaths
     private let me: Drainer
-    /// This node's name and disk, for its tally; nil: none is kept.
-    private let own: RosterEntry?
+    /// This disk's tally; nil: none is kept.
+    private let tally: ControlKey?
     private let state = Mutex(Known())
     private let judge: Mutex<RegistryTrust>
-    private let tally = Mutex(RegistryTally())
+    private let counting = Mutex((tally: RegistryTally(), revision: ControlRevision(0)))
     private let changed = Mutex<(@Sendable (String) -> Void)?>(nil)
 
     private struct Known {
@@ -38,10 +38,10 @@ package final class ControlAgent: SegmentRegistry {
 
     /// `mark`: what this disk remembers.
     package init(
-        _ plane: any ControlPlane, paths: ClusterPaths, me: Drainer, own: RosterEntry? = nil,
+        _ plane: any ControlPlane, paths: ClusterPaths, me: Drainer, tally: ControlKey? = nil,
         mark: RegistryMark? = nil
     ) {
-        self.own = own
+        self.tally = tally
         self.plane = plane
         self.paths = paths
         self.me = me
@@ -57,26 +57,26 @@ package final class ControlAgent: SegmentRegistry {
     /// By a recovery: another disk distrusts what is there.
     package func refuse(recovery: UInt64) { report(judge.withLock { $0.refuse(recovery: recovery) }) }
 
-    private func count(_ view: ClusterView) -> UInt64 {
-        guard let own, let disk = UInt64(own.disk, radix: 16) else { return 0 }
-        return view.tallies[own.id]?.entry.count(of: disk) ?? 0
-    }
-
-    /// After a listing that was believed: counts on, where it is due. `counted` on a thread of the plane.
-    package func tally(_ view: ClusterView, at now: Instant, counted: @escaping @Sendable () -> Void) {
-        guard let own, let disk = UInt64(own.disk, radix: 16), let mark = trust.mark,
-            tally.withLock({ $0.isDue(view.listing.keys, at: now) })
+    /// Counts on, where it is due: `extent` is that of the keys as known now. `counted` on a thread of the plane.
+    func count(_ extent: RegistryTally.Extent, at now: Instant, counted: @escaping @Sendable () -> Void) {
+        let trust = trust
+        guard let tally, trust.isTrusted, let mark = trust.mark,
+            let revision = counting.withLock({ $0.tally.isDue(extent, at: now) ? $0.revision : nil })
         else { return }
-        let path = paths.tally(own.id)
-        let next = max(mark.tally, count(view)) &+ 1
-        let asRead: ControlComparison = view.tallies[own.id].map { .modified(path, at: $0.revision) } ?? .absent(path)
-        let put = ControlWrite.put(path, ClusterCodec.json(TallyEntry(disk: disk, count: next)))
+        let next = mark.tally &+ 1
+        let asRead: ControlComparison = revision == 0 ? .absent(tally) : .modified(tally, at: revision)
+        let put = ControlWrite.put(tally, ClusterCodec.json(TallyEntry(count: next)))
         plane.commit(ControlTransaction(if: [asRead], [put])) { [self] result in
-            var isWritten = false
-            if case .success(.committed(let header)) = result, believes(header, since: mark) { isWritten = true }
-            if isWritten { judge.withLock { $0.tallied(next) } }
-            tally.withLock { $0.ended(isWritten) }
-            if isWritten { counted() }
+            guard case .success(.committed(let header)) = result, believes(header, since: mark) else {
+                // The next listing says what stands there.
+                return counting.withLock { $0.tally.ended(false) }
+            }
+            judge.withLock { $0.tallied(next) }
+            counting.withLock { counting in
+                counting.revision = max(counting.revision, header.revision)
+                counting.tally.ended(true)
+            }
+            counted()
         }
     }
 
@@ -97,12 +97,13 @@ package final class ControlAgent: SegmentRegistry {
         return verdict == .trusted
     }
 
-    private func believed(_ found: ControlListing, since floor: RegistryMark?) -> RegistryListing {
-        let view = ClusterView(found, in: paths)
-        let count = count(view)
+    private func believed(_ listing: ControlListing, since floor: RegistryMark?) -> RegistryListing {
+        let (view, header) = (ClusterView(listing, in: paths), listing.header)
+        let found = tally.flatMap { view.tallies[$0] } ?? (0, 0)
         let verdict = judge.withLock {
-            $0.judge(listing: found.header, recovery: view.recovery, tally: count, since: floor)
+            $0.judge(listing: header, recovery: view.recovery, tally: found.count, since: floor)
         }
+        if verdict == .trusted { counting.withLock { $0.revision = max($0.revision, found.revision) } }
         report(verdict)
         return switch verdict {
         case .trusted: .view(view)

@@ -1,7 +1,6 @@
 // Whether what the control plane answers is the registry that this disk went by (docs/decisions/0010). Pure.
 import BatonControlPlane
 import BatonCore
-import BatonModel
 import BatonSpool
 
 /// Every answer's header is judged against what was known when its request was sent. One run of a node goes by one registry.
@@ -30,29 +29,41 @@ package struct RegistryTrust: Sendable {
     ) -> Verdict {
         guard !isOver else { return .changed("this run is over") }
         let seen = RegistryMark(store: header.store, revision: header.revision, recovery: recovery, tally: tally)
-        guard let floor, let why = Self.difference(of: seen, from: floor) else { return accept(seen) }
-        if isTrusted { return end(why) }
-        if recovery > floor.recovery { return accept(seen) }
-        setBack = why
-        return .setBack(why)
+        if isTrusted, let mark, (floor?.recovery ?? 0) < mark.recovery, recovery <= mark.recovery {
+            // Asked for before the rebuilt one was accepted.
+            return recovery == mark.recovery ? accept(seen) : .setBack("an answer from before its recovery")
+        }
+        guard let floor, let difference = Difference(of: seen, from: floor) else { return accept(seen) }
+        if isTrusted { return end(difference) }
+        if difference == .rebuilt { return accept(seen) }
+        latch(difference)
+        setBack = difference.description
+        return .setBack(difference.description)
     }
 
     /// Any other answer. Before a listing was accepted nothing may be concluded from one.
     package mutating func judge(_ header: ControlHeader, since floor: RegistryMark?) -> Verdict {
-        guard !isOver, isTrusted, let mark, let floor else { return .setBack("no listing was accepted yet") }
+        guard !isOver, isTrusted, let mark, let floor, floor.recovery == mark.recovery, !floor.isRefused else {
+            return .setBack("no listing was accepted when it was asked for")
+        }
         let seen = RegistryMark(
             store: header.store, revision: header.revision, recovery: floor.recovery, tally: floor.tally)
-        if let why = Self.difference(of: seen, from: floor) { return end(why) }
+        if let difference = Difference(of: seen, from: floor) { return end(difference) }
         self.mark?.revision = max(mark.revision, header.revision)
         return .trusted
     }
 
     /// Another disk distrusts the registry, whose recovery number it has known as this: so does this one from now on.
     package mutating func refuse(recovery: UInt64) -> Verdict {
-        guard !isOver, isTrusted, let mark, mark.recovery <= recovery else { return .trusted }
-        self.mark?.recovery = recovery
-        self.mark?.isRefused = true
-        return end("another disk distrusts it")
+        let known = mark ?? RegistryMark(store: 0, revision: 0, recovery: 0)
+        guard !isOver, setBack == nil, known.recovery <= recovery else { return .trusted }
+        mark = known
+        mark?.recovery = recovery
+        return isTrusted
+            ? end(.refused)
+            : {
+                latch(.refused); return .trusted
+            }()
     }
 
     /// This disk's tally in the registry is this now.
@@ -74,34 +85,69 @@ package struct RegistryTrust: Sendable {
         return .trusted
     }
 
-    private mutating func end(_ why: String) -> Verdict {
-        isOver = true
-        isTrusted = false
-        return .changed(why)
+    /// Registrations alone would bring a lost revision back: what was set back stays so until it is rebuilt, for the next runs as well.
+    /// Another store is there again when it answers again.
+    private mutating func latch(_ difference: Difference) {
+        switch difference {
+        case .rebuilt, .otherStore: break
+        case .earlierRecovery, .refused, .earlierRevision, .earlierTally: mark?.isRefused = true
+        }
     }
 
-    private static func difference(of seen: RegistryMark, from known: RegistryMark) -> String? {
-        if seen.recovery > known.recovery { return "it was rebuilt from the disks" }
-        if seen.recovery < known.recovery {
-            return "it is from before its last recovery (\(seen.recovery) instead of \(known.recovery))"
+    private mutating func end(_ difference: Difference) -> Verdict {
+        latch(difference)
+        isOver = true
+        isTrusted = false
+        return .changed(difference.description)
+    }
+}
+
+/// How a registry differs from the one that was known.
+private enum Difference: Hashable, CustomStringConvertible {
+    case rebuilt
+    case earlierRecovery(UInt64, known: UInt64)
+    case refused
+    case otherStore
+    case earlierRevision(Int64, known: Int64)
+    case earlierTally(UInt64, known: UInt64)
+
+    /// Nil where nothing speaks against its being the same.
+    init?(of seen: RegistryMark, from known: RegistryMark) {
+        if seen.recovery > known.recovery {
+            self = .rebuilt
+        } else if seen.recovery < known.recovery {
+            self = .earlierRecovery(seen.recovery, known: known.recovery)
+        } else if known.isRefused {
+            self = .refused
+        } else if seen.store != known.store {
+            self = .otherStore
+        } else if seen.revision < known.revision {
+            self = .earlierRevision(seen.revision, known: known.revision)
+        } else if seen.tally < known.tally {
+            // Revisions may be raised when a backup is restored.
+            self = .earlierTally(seen.tally, known: known.tally)
+        } else {
+            return nil
         }
-        if known.isRefused { return "another disk distrusts it" }
-        if seen.store != known.store { return "another store answers" }
-        if seen.revision < known.revision {
-            return "it is at revision \(seen.revision), and \(known.revision) was seen before"
+    }
+
+    var description: String {
+        switch self {
+        case .rebuilt: "it was rebuilt from the disks"
+        case .earlierRecovery(let seen, let known): "it is from before its last recovery (\(seen) instead of \(known))"
+        case .refused: "it was found to be set back before"
+        case .otherStore: "another store answers"
+        case .earlierRevision(let seen, let known): "it is at revision \(seen), and \(known) was seen before"
+        case .earlierTally(let seen, let known): "it has counted to \(seen) for this disk, which was at \(known)"
         }
-        // Revisions may be raised when a backup is restored.
-        if seen.tally < known.tally {
-            return "it has counted to \(seen.tally) for this node, which was at \(known.tally)"
-        }
-        return nil
     }
 }
 
 /// When this disk counts on in the registry: soon after keys of segments have changed, so that a backup from before is told by its
 /// count. Pure.
 struct RegistryTally: Sendable {
-    private struct Extent: Hashable {
+    /// Of the segments' keys.
+    struct Extent: Hashable, Sendable {
         let keys: Int
         let newest: UInt64
     }
@@ -110,9 +156,8 @@ struct RegistryTally: Sendable {
     private var sent: Extent?
     private var sentAt = Instant.epoch
 
-    /// After a listing; true: it is to be sent now, and `ended` follows.
-    mutating func isDue(_ keys: [SegmentKey], at now: Instant) -> Bool {
-        let extent = Extent(keys: keys.count, newest: keys.lazy.map(\.revision).max() ?? 0)
+    /// True: it is to be sent now, and `ended` follows.
+    mutating func isDue(_ extent: Extent, at now: Instant) -> Bool {
         guard sent == nil, extent != counted, now - sentAt >= DriverLimits.tallyPause else { return false }
         sent = extent
         sentAt = now

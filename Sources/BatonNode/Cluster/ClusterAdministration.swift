@@ -271,6 +271,8 @@ final class ClusterAdministration: ClusterAdministering {
     // MARK: Drain
 
     func drain(node: String, deadline: TimeSpan, exit: Bool) async throws -> ClusterDrainReport {
+        // Its mail is nowhere but on its disk: a drain would end at once.
+        if let obstacle = runtime.agent.obstacle { throw ProblemReport(503, "Service Unavailable", obstacle) }
         guard let view = runtime.view, view.nodes.contains(where: { $0.id == node }) else {
             throw ProblemReport(404, "Not Found", "no live node \(node)")
         }

@@ -181,8 +181,8 @@ package struct ClusterRecoveryReport: Codable, Sendable {
     package var written: Int
     /// A disk has seen more than the registry says: all keys were written anew, and the nodes go by them.
     package var setBack: Bool
-    /// Keys of segments that no disk holds, declared finished.
-    package var finished = 0
+    /// Keys of segments that no disk holds, removed.
+    package var removed = 0
     /// What was left alone or could not be done, one line each.
     package var problems: [String]
     /// Nodes whose disks could not be asked.

@@ -71,25 +71,23 @@ enum RegistryRecovery {
 
     /// A key for each segment that lies on a disk and has none; where the registry was set back, for each that lies on a disk, and
     /// then the number that makes all nodes go by it (docs/decisions/0010).
+    ///
+    /// First how the nodes stand to it, then what they hold, then what it says: a node that distrusted it when it was asked has
+    /// nothing of its own that is not on its disk by then, whatever it does meanwhile.
     static func run(
         _ administration: ClusterAdministration, relay: RelayNode, agent: ControlAgent
     ) async throws -> ClusterRecoveryReport {
-        let view: ClusterView
-        do {
-            view = ClusterView(try await agent.plane.list(agent.paths.all), in: agent.paths)
-        } catch {
-            throw ProblemReport(503, "Service Unavailable", "the control plane does not answer")
-        }
-        var merge = RegistryMerge()
-        merge.add(try await claims(of: relay), of: administration.node)
-        let others = view.roster.map(\.id).filter { $0 != administration.node }
+        let before = try await view(agent)
+        let others = before.roster.map(\.id).filter { $0 != administration.node }
         let wait = ClusterAdminLimits.searchWait
-        var missing = Set(
-            gather(await administration.ask(question, [], nodes: nil, within: wait), of: others, into: &merge))
-        var standings = RegistryStandings(recovery: view.recovery)
+        var standings = RegistryStandings(recovery: before.recovery)
         standings.add(RegistryStanding(agent.trust), of: administration.node)
         let told = await administration.ask(RegistryStanding.question, [], nodes: nil, within: wait)
-        missing.formUnion(standings.gather(told, of: others))
+        var missing = Set(standings.gather(told, of: others))
+        var merge = RegistryMerge()
+        merge.add(try await claims(of: relay), of: administration.node)
+        let answers = await administration.ask(question, [], nodes: nil, within: wait)
+        missing.formUnion(gather(answers, of: others, into: &merge))
         var report = ClusterRecoveryReport(
             segments: merge.segments.count, written: 0, incomplete: missing.sorted(), setBack: standings.isSetBack)
         guard missing.isEmpty else { return report }
@@ -101,11 +99,20 @@ enum RegistryRecovery {
             }
             return report
         }
+        let view = try await view(agent)
         let steps = RegistryRebuild.steps(
             merge, over: view.listing.keys, live: Set(view.nodes.compactMap(\.run)), isSetBack: standings.isSetBack)
-        await write(steps, agent, &report)
+        await perform(steps, agent, &report)
         if standings.isSetBack, report.failed == 0 { await finish(view, standings.recovery, agent, &report) }
         return report
+    }
+
+    private static func view(_ agent: ControlAgent) async throws -> ClusterView {
+        do {
+            return ClusterView(try await agent.plane.list(agent.paths.all), in: agent.paths)
+        } catch {
+            throw ProblemReport(503, "Service Unavailable", "the control plane does not answer")
+        }
     }
 
     private static func tell(
@@ -121,28 +128,31 @@ enum RegistryRecovery {
         if nodes.count < unaware.count { agent.refuse(recovery: standings.recovery) }
     }
 
-    private static func write(
+    private static func perform(
         _ steps: [RegistryStep], _ agent: ControlAgent, _ report: inout ClusterRecoveryReport
     ) async {
         for step in steps {
-            let (name, path) = (SegmentName(step.key.id), agent.paths.segment(step.key.id))
+            let path = agent.paths.segment(step.id)
             let asRead: ControlComparison =
                 step.replaces == 0 ? .absent(path) : .modified(path, at: ControlRevision(clamping: step.replaces))
+            let write: ControlWrite =
+                switch step {
+                case .write(let key, _): .put(path, ClusterCodec.encode(key))
+                case .remove: .delete(path)
+                }
             do {
-                let commit = try await agent.plane.commit(
-                    ControlTransaction(if: [asRead], [.put(path, ClusterCodec.encode(step.key))]))
+                let commit = try await agent.plane.commit(ControlTransaction(if: [asRead], [write]))
                 guard case .committed = commit else {
                     // Somebody else has written it meanwhile; where all of them halt, that was another recovery.
-                    if report.setBack { report.fail("\(name): its key changes") }
+                    if report.setBack { report.fail("\(SegmentName(step.id)): its key changes") }
                     continue
                 }
-                report.written += 1
-                if step.key.state == .finished { report.finished += 1 }
-                for node in step.leftOut {
-                    report.problems.append("\(name): the copy on \(node) is shorter and was left out")
+                switch step {
+                case .write: report.written += 1
+                case .remove: report.removed += 1
                 }
             } catch {
-                report.fail("\(name): \(error)")
+                report.fail("\(SegmentName(step.id)): \(error)")
             }
         }
     }

@@ -11,14 +11,11 @@ struct RegistryStanding: Codable, Sendable, Hashable {
 
     /// It distrusts what is there.
     var isSetBack: Bool
-    /// It has accepted what is there, and works by it.
-    var isTrusted: Bool
     /// The recovery number that its disk knows.
     var recovery: String
 
     init(_ trust: RegistryTrust) {
         self.isSetBack = trust.setBack != nil
-        self.isTrusted = trust.isTrusted
         self.recovery = SegmentName.hex(trust.mark?.recovery ?? 0)
     }
 }
@@ -29,18 +26,20 @@ struct RegistryStandings {
     private(set) var recovery: UInt64
     /// A disk distrusts the registry.
     private(set) var isSetBack = false
-    private var believers: Set<String> = []
+    private var distrusting: Set<String> = []
 
     init(recovery: UInt64) { self.recovery = recovery }
 
     mutating func add(_ standing: RegistryStanding, of node: String) {
         recovery = max(recovery, UInt64(standing.recovery, radix: 16) ?? 0)
-        if standing.isSetBack { isSetBack = true }
-        if standing.isTrusted { believers.insert(node) }
+        if standing.isSetBack {
+            isSetBack = true
+            distrusting.insert(node)
+        }
     }
 
-    /// Of the nodes that hold copies, those that go by a registry which others distrust: they have not noticed yet, or cannot.
-    func unaware(_ holders: Set<String>) -> [String] { isSetBack ? believers.intersection(holders).sorted() : [] }
+    /// Of the nodes that hold copies, those that go by a registry which others distrust, or have not looked at it yet.
+    func unaware(_ holders: Set<String>) -> [String] { isSetBack ? holders.subtracting(distrusting).sorted() : [] }
 
     /// Puts the others' answers together; who has not told.
     mutating func gather(_ answers: PeerAnswers, of roster: [String]) -> [String] {

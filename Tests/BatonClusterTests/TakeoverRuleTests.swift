@@ -93,6 +93,42 @@ private typealias Rig = TakeoverRig
         #expect(!rig.actions.contains(.whole(Rig.id)), "said again and again")
     }
 
+    /// A key that `recover-registry` made of the only disk that has a copy.
+    @Test func segmentThatWasRebuiltFromOneDiskStaysThere() {
+        var rig = Rig()
+        var key = Rig.key()
+        key.ensemble = [Rig.mine]
+        rig.list([key], alive: [Rig.thirdNode])
+        if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+        rig.give(
+            .copySealed(
+                Rig.id, epoch: 2, .sealed(BatonSpool.CopyReport(end: 8192, tailInvalid: false, outcomeOctets: 0))))
+        if let fixed = rig.stores.first { rig.commit(fixed, revision: 7) }
+        rig.give(.adopted(Rig.id, epoch: 2, success: true))
+        var said: [TakeoverAction] = []
+        var named: SegmentKey?
+        for _ in 0..<80 where named == nil {
+            rig.pass(.milliseconds(100))
+            said += rig.actions
+            named = rig.stores.first { $0.joining == Rig.third }
+        }
+        guard let named else {
+            Issue.record("no second copy is begun")
+            return
+        }
+        rig.commit(named, revision: 8)
+        rig.pass(.milliseconds(100))
+        rig.give(.copied(Rig.id, epoch: 2, Rig.third, complete: true))
+        rig.give(
+            .reported(Rig.id, epoch: 2, .sealed(end: 8192, tailInvalid: false, outcomeOctets: 0), from: Rig.thirdRun))
+        let joined = rig.stores.first
+        #expect(joined?.ensemble == [Rig.mine, Rig.third] && joined?.joining == nil && joined?.former == [])
+        #expect(!said.contains(.whole(Rig.id)), "one disk is not enough")
+        if let joined { rig.commit(joined, revision: 9) }
+        rig.pass(.milliseconds(100))
+        #expect(rig.actions.contains(.whole(Rig.id)))
+    }
+
     @Test func segmentIsCalledWholeWithAMemberThatIsShort() {
         for (end, isWhole) in [(Int64(2048), false), (4096, true)] {
             var rig = Rig()

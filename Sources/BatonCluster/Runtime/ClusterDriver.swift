@@ -61,7 +61,8 @@ struct ClusterDriver: Sendable {
         self.runtime = runtime
         self.parts = parts
         self.state = TakeoverState(
-            me: runtime.settings.me, disk: runtime.settings.disk, seed: runtime.settings.me.incarnation.value,
+            me: runtime.settings.me, disk: runtime.settings.disk, copies: runtime.settings.copies,
+            seed: runtime.settings.me.incarnation.value,
             at: runtime.time.now())
     }
 

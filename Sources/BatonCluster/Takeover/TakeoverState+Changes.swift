@@ -207,7 +207,8 @@ extension TakeoverState {
         // Who lacks a part of it gives no copy.
         guard drain.isWritten || (drain.own?.end ?? 0) >= length else { return }
         let lost = key.ensemble.first { $0 != member && isLost($0, drain, length) }
-        guard let lost else {
+        // A key that was rebuilt from the disks may name one alone.
+        guard lost != nil || key.ensemble.count < wantedCopies else {
             drains[id]?.lostSince = nil
             if key.joining != nil { change(id, Self.dropJoining) }
             return
@@ -231,9 +232,13 @@ extension TakeoverState {
         if (peer?.end ?? -1) >= length, (peer?.synced ?? 0) >= drain.logEnd {
             drains[id]?.copyUnderWay = nil
             return change(id) { key in
-                key.ensemble = key.ensemble.map { $0 == lost ? joiner : $0 }
+                if let lost {
+                    key.ensemble = key.ensemble.map { $0 == lost ? joiner : $0 }
+                    if !key.former.contains(lost) { key.former.append(lost) }
+                } else {
+                    key.ensemble.append(joiner)
+                }
                 key.stale.removeAll { $0 == lost || $0 == joiner }
-                if !key.former.contains(lost) { key.former.append(lost) }
                 key.joining = nil
             }
         }

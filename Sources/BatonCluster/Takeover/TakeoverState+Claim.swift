@@ -368,7 +368,7 @@ extension TakeoverState {
     /// (docs/CLUSTER_MODEL.md, 21).
     mutating func tellWhole(_ id: SegmentID) {
         guard let drain = drains[id], !drain.wholeSaid, drain.phase == .ready, let key = registry.keys[id],
-            let length = key.sealedAt, drain.own?.end ?? 0 >= length
+            let length = key.sealedAt, drain.own?.end ?? 0 >= length, key.ensemble.count >= wantedCopies
         else { return }
         let isWhole = key.ensemble.allSatisfy { other in
             if other == member { return true }

@@ -15,6 +15,8 @@ package struct TakeoverState: StateMachine {
     package let me: Drainer
     package let member: EnsembleMember
     let timing: TakeoverTiming
+    /// How many copies a segment is to have (`cluster.min_copies`).
+    let wantedCopies: Int
     var random: SplitMix64
     var now = Instant.epoch
     var actions = ActionBuffer<Action>()
@@ -79,7 +81,11 @@ package struct TakeoverState: StateMachine {
         var told = false
     }
 
-    package init(me: Drainer, disk: UInt64, timing: TakeoverTiming = TakeoverTiming(), seed: UInt64, at now: Instant) {
+    package init(
+        me: Drainer, disk: UInt64, copies: Int = 2, timing: TakeoverTiming = TakeoverTiming(), seed: UInt64,
+        at now: Instant
+    ) {
+        self.wantedCopies = copies
         self.me = me
         self.member = EnsembleMember(node: me.node, diskID: disk)
         self.timing = timing

@@ -200,6 +200,15 @@ extension RegistryTrust.Verdict {
         #expect(!settled)
     }
 
+    @Test func registryThatIsNotBelievedIsListedWithoutEnd() {
+        var pause = DistrustPause()
+        let now = Instant(secondsSinceEpoch: 1_000)
+        let times = [TimeSpan.zero, .milliseconds(999), DriverLimits.distrustPause, .seconds(100)]
+        let idle = pause.isOver(at: now)
+        pause.begin(at: now)
+        #expect(!idle && times.map { pause.isOver(at: now + $0) } == [false, false, true, false])
+    }
+
     @Test func markIsWrittenForEveryListing() {
         var marking = ClusterRuntime.Marking()
         let now = Instant(secondsSinceEpoch: 1_000)

@@ -53,7 +53,7 @@ struct ClusterDriver: Sendable {
     private var logs: [SegmentID: (epoch: UInt64, file: OutcomeFile)] = [:]
     private var number: UInt64 = 0
     /// A listing was not believed: the next one is asked for after a pause.
-    private var distrustedAt: Instant?
+    private var distrust = DistrustPause()
     private var listedRuns: Set<Drainer> = []
     private var goneRuns: [Drainer] = []
 
@@ -84,10 +84,7 @@ struct ClusterDriver: Sendable {
     }
 
     mutating func tick(at now: Instant) {
-        if let since = distrustedAt, now - since >= DriverLimits.distrustPause {
-            distrustedAt = nil
-            receive(.control(.list, .unknown))
-        }
+        if distrust.isOver(at: now) { receive(.control(.list, .unknown)) }
         receive(.tick)
         let keys = state.registry.keys
         let newest = keys.values.lazy.map(\.revision).max() ?? 0
@@ -159,7 +156,7 @@ struct ClusterDriver: Sendable {
     private mutating func takeSetBack(_ view: ClusterView) {
         runtime.distrust()
         meet(view)
-        distrustedAt = runtime.time.now()
+        distrust.begin(at: runtime.time.now())
     }
 
     // MARK: Actions

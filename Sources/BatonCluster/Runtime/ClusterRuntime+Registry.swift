@@ -5,6 +5,20 @@ import BatonSpool
 import Logging
 import Synchronization
 
+/// Between two listings of a registry that is not believed.
+struct DistrustPause: Sendable {
+    private var since: Instant?
+
+    mutating func begin(at now: Instant) { since = now }
+
+    /// Once after each beginning: the next listing is due.
+    mutating func isOver(at now: Instant) -> Bool {
+        guard let since, now - since >= DriverLimits.distrustPause else { return false }
+        self.since = nil
+        return true
+    }
+}
+
 extension ClusterRuntime {
     /// What was written of the registry's mark, and what operators were told.
     struct Marking {

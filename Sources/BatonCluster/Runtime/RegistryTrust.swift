@@ -59,11 +59,9 @@ package struct RegistryTrust: Sendable {
         guard !isOver, setBack == nil, known.recovery <= recovery else { return .trusted }
         mark = known
         mark?.recovery = recovery
-        return isTrusted
-            ? end(.refused)
-            : {
-                latch(.refused); return .trusted
-            }()
+        if isTrusted { return end(.refused) }
+        latch(.refused)
+        return .trusted
     }
 
     /// This disk's tally in the registry is this now.

@@ -100,6 +100,11 @@ enum RegistryRecovery {
             return report
         }
         let view = try await view(agent)
+        let unasked = Set(view.roster.map(\.id)).subtracting(others).subtracting([administration.node])
+        guard unasked.isEmpty else {
+            report.incomplete = unasked.sorted()
+            return report
+        }
         let steps = RegistryRebuild.steps(
             merge, over: view.listing.keys, live: Set(view.nodes.compactMap(\.run)), isSetBack: standings.isSetBack)
         await perform(steps, agent, &report)

@@ -13,7 +13,7 @@ package struct RegistryMark: Hashable, Sendable {
     package var recovery: UInt64
     /// This disk's own count in it.
     package var tally: UInt64
-    /// Another disk knows that it was set back: only one of a higher `recovery` is to be believed.
+    /// It was found to be set back, by this disk or by another one's word: only one of a higher `recovery` is to be believed.
     package var isRefused: Bool
 
     package init(store: UInt64, revision: Int64, recovery: UInt64, tally: UInt64 = 0, isRefused: Bool = false) {

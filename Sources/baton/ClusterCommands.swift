@@ -175,7 +175,7 @@ enum ClusterText {
             lines[0] += ", \(report.removed) of segments that no disk holds removed"
             lines.append(
                 "the registry had been set back"
-                    + (report.failed == 0 && report.incomplete.isEmpty ? ": all nodes go by it again" : ""))
+                    + (report.problems.isEmpty && report.incomplete.isEmpty ? ": all nodes go by it again" : ""))
         }
         lines += report.problems.map { "problem: \(LogEscape.plain($0))" }
         return lines.joined(separator: "\n") + AdminText.incomplete(report.incomplete)

@@ -105,4 +105,18 @@ struct TakeoverRig {
         #expect(permits.allSatisfy { $0 == nil }, "a dot is permitted before the segment is read")
         give(.adopted(Self.id, epoch: 2, success: true))
     }
+
+    /// Passes time until the third node is named as joining, and commits that; what was said meanwhile.
+    mutating func nameThird() -> [TakeoverAction] {
+        var said: [TakeoverAction] = []
+        for _ in 0..<80 {
+            pass(.milliseconds(100))
+            said += actions
+            guard let named = stores.first(where: { $0.joining == Self.third }) else { continue }
+            commit(named, revision: 8)
+            return said
+        }
+        Issue.record("no new copy is begun")
+        return said
+    }
 }

@@ -63,19 +63,8 @@ private typealias Rig = TakeoverRig
     @Test func segmentWithOneCopyIsCalledWhole() {
         var rig = Rig()
         rig.take()
-        var saidAt: [TakeoverAction] = []
         rig.list([rig.state.registry.keys[Rig.id]].compactMap { $0 }, alive: [Rig.thirdNode])
-        var named: SegmentKey?
-        for _ in 0..<80 where named == nil {
-            rig.pass(.milliseconds(100))
-            saidAt += rig.actions
-            named = rig.stores.first { $0.joining == Rig.third }
-        }
-        guard let named else {
-            Issue.record("no new copy is begun")
-            return
-        }
-        rig.commit(named, revision: 8)
+        var saidAt = rig.nameThird()
         rig.pass(.milliseconds(100))
         saidAt += rig.actions
         rig.give(.copied(Rig.id, epoch: 2, Rig.third, complete: true))
@@ -105,18 +94,7 @@ private typealias Rig = TakeoverRig
                 Rig.id, epoch: 2, .sealed(BatonSpool.CopyReport(end: 8192, tailInvalid: false, outcomeOctets: 0))))
         if let fixed = rig.stores.first { rig.commit(fixed, revision: 7) }
         rig.give(.adopted(Rig.id, epoch: 2, success: true))
-        var said: [TakeoverAction] = []
-        var named: SegmentKey?
-        for _ in 0..<80 where named == nil {
-            rig.pass(.milliseconds(100))
-            said += rig.actions
-            named = rig.stores.first { $0.joining == Rig.third }
-        }
-        guard let named else {
-            Issue.record("no second copy is begun")
-            return
-        }
-        rig.commit(named, revision: 8)
+        let said = rig.nameThird()
         rig.pass(.milliseconds(100))
         rig.give(.copied(Rig.id, epoch: 2, Rig.third, complete: true))
         rig.give(

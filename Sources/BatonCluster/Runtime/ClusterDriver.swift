@@ -87,8 +87,7 @@ struct ClusterDriver: Sendable {
         if distrust.isOver(at: now) { receive(.control(.list, .unknown)) }
         receive(.tick)
         let keys = state.registry.keys
-        let newest = keys.values.lazy.map(\.revision).max() ?? 0
-        runtime.remember(RegistryTally.Extent(keys: keys.count, newest: newest), at: now)
+        runtime.remember(RegistryTally.Extent(keys), at: now)
         runtime.replicator.tick(at: now)
         runtime.permission.tick(at: now)
         for (id, until) in permits { permit(id, until) }

@@ -35,11 +35,11 @@ extension ClusterRuntime {
     }
 
     /// At each tick: what is newly known of the registry is written soon, by the takeovers' thread, and the tally counts on.
-    func remember(_ extent: RegistryTally.Extent, at now: Instant) {
+    func remember(_ extent: @autoclosure () -> RegistryTally.Extent, at now: Instant) {
         let (mark, takeovers) = (agent.trust.mark, takeovers)
         let isDue = marking.withLock { $0.isDue(mark, at: now) }
         if isDue { takeovers.deliver(CollectionOfOne(.saveMark)) }
-        agent.count(extent, at: now) { takeovers.deliver(CollectionOfOne(.saveMark)) }
+        agent.count(extent(), at: now) { takeovers.deliver(CollectionOfOne(.saveMark)) }
     }
 
     /// Blocking.

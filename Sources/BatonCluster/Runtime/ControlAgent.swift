@@ -58,10 +58,12 @@ package final class ControlAgent: SegmentRegistry {
     package func refuse(recovery: UInt64) { report(judge.withLock { $0.refuse(recovery: recovery) }) }
 
     /// Counts on, where it is due: `extent` is that of the keys as known now. `counted` on a thread of the plane.
-    func count(_ extent: RegistryTally.Extent, at now: Instant, counted: @escaping @Sendable () -> Void) {
+    func count(
+        _ extent: @autoclosure () -> RegistryTally.Extent, at now: Instant, counted: @escaping @Sendable () -> Void
+    ) {
         let trust = trust
         guard let tally, trust.isTrusted, let mark = trust.mark,
-            let revision = counting.withLock({ $0.tally.isDue(extent, at: now) ? $0.revision : nil })
+            let revision = counting.withLock({ $0.tally.isDue(extent(), at: now) ? $0.revision : nil })
         else { return }
         let next = mark.tally &+ 1
         let asRead: ControlComparison = revision == 0 ? .absent(tally) : .modified(tally, at: revision)

@@ -1,6 +1,7 @@
 // Whether what the control plane answers is the registry that this disk went by (docs/decisions/0010). Pure.
 import BatonControlPlane
 import BatonCore
+import BatonModel
 import BatonSpool
 
 /// Every answer's header is judged against what was known when its request was sent. One run of a node goes by one registry.
@@ -148,6 +149,15 @@ struct RegistryTally: Sendable {
     struct Extent: Hashable, Sendable {
         let keys: Int
         let newest: UInt64
+
+        init(keys: Int, newest: UInt64) {
+            self.keys = keys
+            self.newest = newest
+        }
+
+        init(_ keys: Table<SegmentID, SegmentKey>) {
+            self.init(keys: keys.count, newest: keys.values.lazy.map(\.revision).max() ?? 0)
+        }
     }
 
     private var counted: Extent?
@@ -155,8 +165,11 @@ struct RegistryTally: Sendable {
     private var sentAt = Instant.epoch
 
     /// True: it is to be sent now, and `ended` follows.
-    mutating func isDue(_ extent: Extent, at now: Instant) -> Bool {
-        guard sent == nil, extent != counted, now - sentAt >= DriverLimits.tallyPause else { return false }
+    mutating func isDue(_ extent: @autoclosure () -> Extent, at now: Instant) -> Bool {
+        // The keys are gone through only where it could be sent: this is asked at every tick.
+        guard sent == nil, now - sentAt >= DriverLimits.tallyPause else { return false }
+        let extent = extent()
+        guard extent != counted else { return false }
         sent = extent
         sentAt = now
         return true

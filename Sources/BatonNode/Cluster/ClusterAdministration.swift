@@ -11,7 +11,8 @@ import Logging
 import NIOCore
 import Synchronization
 
-/// `ClusterAdministering` of a running node, and `HoldSharing` in ClusterAdministration+Holds.swift. Questions to other nodes are QUERY frames on the control channel.
+/// `ClusterAdministering` of a running node, and `HoldSharing` (ClusterAdministration+Holds.swift). Questions to other nodes are QUERY
+/// frames on the control channel.
 final class ClusterAdministration: ClusterAdministering {
     private struct Pending {
         var waiting: [UInt64: String] = [:]

@@ -183,12 +183,10 @@ package struct ClusterRecoveryReport: Codable, Sendable {
     package var setBack: Bool
     /// Keys of segments that no disk holds, removed.
     package var removed = 0
-    /// What was left alone or could not be done, one line each.
+    /// What could not be done, one line each: it has to be run again.
     package var problems: [String]
     /// Nodes whose disks could not be asked.
     package var incomplete: [String]
-    /// Of the problems, those for which it has to be run again.
-    package var failed = 0
 
     package init(
         segments: Int, written: Int, problems: [String] = [], incomplete: [String] = [], setBack: Bool = false
@@ -198,10 +196,5 @@ package struct ClusterRecoveryReport: Codable, Sendable {
         self.problems = problems
         self.incomplete = incomplete
         self.setBack = setBack
-    }
-
-    mutating func fail(_ problem: String) {
-        failed += 1
-        problems.append(problem)
     }
 }

@@ -95,7 +95,7 @@ enum RegistryRecovery {
         guard unaware.isEmpty else {
             await tell(unaware, standings, administration, agent)
             for node in unaware {
-                report.fail("\(node) went by the registry as it is, and starts anew: ask again in 15 s")
+                report.problems.append("\(node) went by the registry as it is, and starts anew: ask again in 15 s")
             }
             return report
         }
@@ -108,7 +108,7 @@ enum RegistryRecovery {
         let steps = RegistryRebuild.steps(
             merge, over: view.listing.keys, live: Set(view.nodes.compactMap(\.run)), isSetBack: standings.isSetBack)
         await perform(steps, agent, &report)
-        if standings.isSetBack, report.failed == 0 { await finish(view, standings.recovery, agent, &report) }
+        if standings.isSetBack, report.problems.isEmpty { await finish(view, standings.recovery, agent, &report) }
         return report
     }
 
@@ -149,7 +149,7 @@ enum RegistryRecovery {
                 let commit = try await agent.plane.commit(ControlTransaction(if: [asRead], [write]))
                 guard case .committed = commit else {
                     // Somebody else has written it meanwhile; where all of them halt, that was another recovery.
-                    if report.setBack { report.fail("\(SegmentName(step.id)): its key changes") }
+                    if report.setBack { report.problems.append("\(SegmentName(step.id)): its key changes") }
                     continue
                 }
                 switch step {
@@ -157,7 +157,7 @@ enum RegistryRecovery {
                 case .remove: report.removed += 1
                 }
             } catch {
-                report.fail("\(SegmentName(step.id)): \(error)")
+                report.problems.append("\(SegmentName(step.id)): \(error)")
             }
         }
     }
@@ -173,10 +173,10 @@ enum RegistryRecovery {
             let entry = ClusterCodec.json(RegistryEntry(recovery: recovery &+ 1))
             let commit = try await agent.plane.commit(ControlTransaction(if: [asRead], [.put(path, entry)]))
             guard case .committed = commit else {
-                return report.fail("another recovery has ended at the same time")
+                return report.problems.append("another recovery has ended at the same time")
             }
         } catch {
-            report.fail("the nodes were not told that the registry is whole: \(error)")
+            report.problems.append("the nodes were not told that the registry is whole: \(error)")
         }
     }
 }

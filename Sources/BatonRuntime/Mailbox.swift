@@ -82,13 +82,15 @@ public struct Gathering: Sendable {
 ///
 /// Uses a pthread mutex and condition, since `Mutex` has no condition variable.
 public final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
-    // @unchecked: every access to `waiting`, `closed` and `wanted` is under `mutex`.
+    // @unchecked: every access to `waiting`, `closed`, `wanted` and `sleeping` is under `mutex`.
     @usableFromInline let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     @usableFromInline let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
     @usableFromInline var waiting = Deque<Element>()
     @usableFromInline var closed = false
-    /// How many elements the thread sleeps for; nil while it does not sleep.
+    /// How many elements the thread sleeps for; nil while none sleeps.
     @usableFromInline var wanted: Int?
+    /// Where several threads take, none of them gathers.
+    @usableFromInline var sleeping = 0
     @usableFromInline let capacity: Int
 
     @inlinable public init(capacity: Int) {
@@ -112,9 +114,11 @@ public final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     @inlinable public func offer(_ elements: some Collection<Element>) -> Bool {
         guard !elements.isEmpty else { return true }
         pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        guard !closed, waiting.count + elements.count <= capacity else { return false }
-        append(elements)
+        guard !closed, waiting.count + elements.count <= capacity else {
+            pthread_mutex_unlock(mutex)
+            return false
+        }
+        appendAndUnlock(elements)
         return true
     }
 
@@ -122,15 +126,20 @@ public final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     @discardableResult @inlinable
     public func deliver(_ elements: some Collection<Element>) -> Bool {
         pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        guard !closed else { return false }
-        append(elements)
+        guard !closed else {
+            pthread_mutex_unlock(mutex)
+            return false
+        }
+        appendAndUnlock(elements)
         return true
     }
 
-    @inlinable func append(_ elements: some Collection<Element>) {
+    /// The thread is woken without the mutex: else it wakes only to sleep again for the mutex, two switches for one.
+    @inlinable func appendAndUnlock(_ elements: some Collection<Element>) {
         waiting.append(contentsOf: elements)
-        if let wanted, waiting.count >= wanted { pthread_cond_signal(condition) }
+        let wakes = wanted.map { waiting.count >= $0 } ?? false
+        pthread_mutex_unlock(mutex)
+        if wakes { pthread_cond_signal(condition) }
     }
 
     /// Everything waiting, at most `limit`. Waits until there is something, at most `timeout` nanoseconds (nil: for ever); with
@@ -160,6 +169,7 @@ public final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
             deadline.tv_nsec = Int(total % 1_000_000_000)
         }
         wanted = count
+        sleeping += 1
         while waiting.count < count, !closed {
             if timeout != nil {
                 if pthread_cond_timedwait(condition, mutex, &deadline) == ETIMEDOUT { break }
@@ -167,7 +177,8 @@ public final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
                 pthread_cond_wait(condition, mutex)
             }
         }
-        wanted = nil
+        sleeping -= 1
+        if sleeping == 0 { wanted = nil }
     }
 
     public var count: Int {

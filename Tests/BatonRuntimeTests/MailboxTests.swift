@@ -1,6 +1,6 @@
 // Hand-over between threads: order, bounds, one wake per batch, closing.
 import BatonCore
-import BatonRuntime
+@testable import BatonRuntime
 import Glibc
 import NIOCore
 import NIOPosix
@@ -105,6 +105,35 @@ import Testing
     mailbox.close()
     taker.join()
     #expect(seen.withLock { $0 } == Array(0..<100))
+}
+
+/// The first taker that woke said that none sleeps: what came while it worked waited for it, beside a thread with nothing to do.
+@Test(.timeLimit(.minutes(1))) func secondTakerSleepsThoughThereIsWork() {
+    let mailbox = ThreadMailbox<Int>(capacity: 4)
+    let taken = ThreadMailbox<Int>(capacity: 4)
+    let gate = ThreadMailbox<Bool>(capacity: 4)
+    let takers = (0..<2).map { _ in
+        DedicatedThread(name: "taker") {
+            while let batch = mailbox.take(limit: 1) {
+                taken.deliver(batch)
+                _ = gate.take(limit: 1)
+            }
+        }
+    }
+    while true {
+        pthread_mutex_lock(mailbox.mutex)
+        let sleeping = mailbox.sleeping
+        pthread_mutex_unlock(mailbox.mutex)
+        if sleeping == 2 { break }
+        sched_yield()
+    }
+    for index in 0..<2 {
+        mailbox.deliver([index])
+        #expect(taken.take(timeoutNanoseconds: 30_000_000_000) == [index])
+    }
+    gate.close()
+    mailbox.close()
+    for taker in takers { taker.join() }
 }
 
 @Test func loopMailboxWakesOnceForABurst() throws {

@@ -49,7 +49,7 @@ package struct ClusterRuntimeSettings: Sendable {
 }
 
 /// The spool and the copies on this node's disk, once they exist.
-package struct ClusterParts: Sendable {
+package final class ClusterParts: Sendable {
     package let spool: any SegmentDraining & ReplicationReceiving
     package let copies: any CopyKeeping
     package let disk: any Disk

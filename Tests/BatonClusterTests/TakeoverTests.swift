@@ -13,7 +13,7 @@ import Testing
     /// - Parameter setsBack: the control plane is set back among them, and an operator recovers it in the end.
     private func run(_ seed: UInt64, setsBack: Bool = false) -> TakeoverWorld {
         var world = TakeoverWorld(seed: seed)
-        world.cleans = !setsBack
+        world.history.aims = setsBack && seed % 2 == 0
         for _ in 0..<200 { world.step() }
         for number in 0..<8 {
             if setsBack, number % 4 == 0 { world.backUp() }
@@ -26,6 +26,7 @@ import Testing
             for _ in 0..<(50 + Int(world.random.next() % 300)) { world.step() }
         }
         world.aims = false
+        world.history.aims = false
         world.cut = []
         world.planeDownUntil = .epoch
         for node in world.names where world.machines[node]?.isUp == false {
@@ -148,6 +149,7 @@ import Testing
         let first = environment["BATON_SEED"].flatMap { UInt64($0) } ?? 1
         let count = environment["BATON_SEEDS"].flatMap { UInt64($0) } ?? 12
         var sum = TakeoverWorld.History()
+        var moves = TakeoverWorld.Moves()
         for seed in first..<(first + count) {
             let world = run(seed, setsBack: true)
             let history = world.history
@@ -157,6 +159,9 @@ import Testing
             sum.recoveries += history.recoveries
             sum.rewritten += history.rewritten
             sum.removed += history.removed
+            sum.revived += history.revived
+            sum.decidedGone += history.decidedGone
+            moves.add(world.moves)
             #expect(world.violations.isEmpty, "seed \(seed): \(world.faults) \(world.violations.prefix(3))")
             #expect(!history.isSetBack, "seed \(seed): \(world.faults) the recovery never ends")
             let left = world.keys.values.filter { $0.id.index < 1 << 40 && !world.waitsForAnOperator($0) }
@@ -169,6 +174,7 @@ import Testing
             print(
                 "set back \(sum.setBacks), listings distrusted \(sum.distrusted), nodes told \(sum.told), recoveries "
                     + "\(sum.recoveries), keys written \(sum.rewritten), removed \(sum.removed)")
+            print("cleanings: \(moves.counts), their sources gone \(sum.decidedGone), sent again \(sum.revived)")
         }
         #expect(sum.setBacks > 0 && sum.distrusted > sum.setBacks && sum.recoveries > 0)
         #expect(sum.rewritten > 0 && sum.removed > 0)

@@ -47,7 +47,8 @@ extension TakeoverWorld {
     // MARK: The cleaner
 
     mutating func offer(_ node: NodeID) {
-        guard let machine = machines[node], let target = machine.writing, machine.nextIndex < 1 << 40, cleans, chance(2)
+        guard let machine = machines[node], let target = machine.writing, machine.nextIndex < 1 << 40,
+            chance(history.aims ? 8 : 2)
         else {
             return
         }
@@ -60,6 +61,7 @@ extension TakeoverWorld {
     /// The copies are one chunk of the open segment. Sometimes a backup, or its answer, is not to be had.
     mutating func move(_ key: SegmentKey, by node: NodeID) {
         moves.begun += 1
+        aimAtCleaning(key, isCommitted: false)
         guard let machine = machines[node], let target = key.target, machine.writing == target,
             let there = keys[target], there.state == .open, there.drainer == machine.run,
             let backup = there.ensemble.first(where: { $0.node != node }), machine.copies[target]?.sealEpoch == 0,
@@ -97,7 +99,9 @@ extension TakeoverWorld {
             // Another node drains it by now, or it is finished.
             return answer(.moveSettled(id, epoch: epoch, end: 0), to: node)
         }
-        guard !chance(10) else { return answer(.moveSettled(id, epoch: epoch, end: nil), to: node) }
+        guard !chance(history.aims ? 50 : 10) else {
+            return answer(.moveSettled(id, epoch: epoch, end: nil), to: node)
+        }
         var log = machines[node]?.copies[target]?.logs[run] ?? (0, 0)
         log.memory += 4
         if chance(30) { log.synced = log.memory }
@@ -159,6 +163,9 @@ extension TakeoverWorld {
                 case .void:
                     known[copies] = false
                     moves.decidedVoid += 1
+                case .gone where history.setBacks > 0:
+                    known[copies] = true
+                    history.decidedGone += 1
                 case .gone:
                     violations.append("\(copies): the source is gone, and nobody says what became of the move")
                     return nil
@@ -179,11 +186,23 @@ extension TakeoverWorld {
 
     // MARK: The checker
 
+    /// After a set-back: a finished segment whose mail is sent again, all of it.
+    private func livesAgain(_ id: SegmentID) -> Bool {
+        guard history.setBacks > 0, let key = keys[id] else { return false }
+        let whole = acked[id] ?? 0
+        if key.state == .finished { return history.readAgain[id] ?? 0 >= whole }
+        return key.ensemble.contains { member in
+            guard let machine = machines[member.node], machine.disk == member.diskID else { return false }
+            return machine.copies[id].map { $0.end >= whole && !$0.hasFailed } ?? false
+        }
+    }
+
     /// What the source's key committed, or made impossible.
     mutating func noteCommit(of key: SegmentKey, over former: SegmentKey?) {
         for copies in moves.places.keys where copies.source == key.id {
             if former?.state != .finished, MoveFate(of: key, epoch: copies.epoch, target: copies.target) == .live {
                 moves.committed.insert(copies)
+                aimAtCleaning(key, isCommitted: true)
                 if !moves.landed.contains(copies) { violations.append("\(copies) committed, and not everywhere") }
                 if aims, chance(15) {
                     faults.append("cleaner dies as its cleaning is committed")
@@ -196,9 +215,14 @@ extension TakeoverWorld {
 
     private mutating func check(_ copies: MovedCopies, alive: Bool, _ who: String) {
         if alive, !moves.committed.contains(copies) {
-            violations.append("\(copies): live twice, by \(who)")
+            // A registry from before the commit makes the source live again: twice, rather than never.
+            if history.setBacks == 0 { violations.append("\(copies): live twice, by \(who)") }
         } else if !alive, moves.committed.contains(copies) {
-            violations.append("\(copies): lost, by \(who)")
+            if livesAgain(copies.source) {
+                history.revived += 1
+            } else {
+                violations.append("\(copies): lost, by \(who)")
+            }
         }
         if !alive { moves.void.insert(copies) }
     }

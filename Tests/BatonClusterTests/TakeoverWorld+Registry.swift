@@ -25,16 +25,27 @@ extension TakeoverWorld {
         /// `registry-seen` on each disk: behind what its node knows.
         var marks: [NodeID: RegistryMark] = [:]
         var backup: State?
+        /// Backups are made as cleanings begin, and come back, with a death, as they are committed.
+        var aims = false
+        var aimed: (at: Instant, dies: NodeID)?
         /// Between a set-back and the end of its recovery.
         var isSetBack = false
+        /// A node's `registry-seen` was damaged since.
+        var hasDamage = false
         /// By any registry that was ever the true one.
         var finished: Set<SegmentID> = []
+        /// Up to where a segment was read that was finished for the second time.
+        var readAgain: [SegmentID: Int64] = [:]
         var setBacks = 0
         var distrusted = 0
         var told = 0
         var recoveries = 0
         var rewritten = 0
         var removed = 0
+        /// Moves whose source is gone: they count.
+        var decidedGone = 0
+        /// Committed moves that are void, since their source is sent again.
+        var revived = 0
     }
 
     private var header: ControlHeader { ControlHeader(store: 1, revision: Int64(revision)) }
@@ -42,8 +53,10 @@ extension TakeoverWorld {
     // MARK: The nodes
 
     mutating func bootTrust(_ node: NodeID) {
-        // Its file is damaged at times.
-        history.trusts[node] = RegistryTrust(history.isSetBack && chance(10) ? nil : history.marks[node])
+        // Its file is damaged at times; were all of them, nobody could notice.
+        let isDamaged = history.isSetBack && !history.hasDamage && chance(10)
+        if isDamaged { history.hasDamage = true }
+        history.trusts[node] = RegistryTrust(isDamaged ? nil : history.marks[node])
         history.counting[node] = RegistryTally()
     }
 
@@ -62,6 +75,7 @@ extension TakeoverWorld {
             if chance(50) { history.marks[node] = history.trusts[node]?.mark }
             return true
         case .setBack:
+            if chance(50) { history.marks[node] = history.trusts[node]?.mark }
             history.distrusted += 1
             return false
         case .changed:
@@ -101,11 +115,46 @@ extension TakeoverWorld {
         return names.allSatisfy { history.tallies[$0] ?? 0 > backup.tallies[$0] ?? 0 }
     }
 
+    /// What a cleaning is in the middle of may be in the backup or behind it.
+    mutating func aimAtCleaning(_ key: SegmentKey, isCommitted: Bool) {
+        guard history.aims, !history.isSetBack, chance(40) else { return }
+        if !isCommitted {
+            backUp()
+        } else if history.aimed == nil {
+            history.aimed = (now + .milliseconds(Int64(random.next() % 1_500)), key.drainer.node)
+        }
+    }
+
+    mutating func aimed() {
+        guard let aim = history.aimed, now >= aim.at else { return }
+        history.aimed = nil
+        let believed = names.allSatisfy { machines[$0]?.isUp == true && history.trusts[$0]?.isTrusted == true }
+        guard history.aims, !history.isSetBack, believed else { return }
+        // The tallies are just written: the others are told from the backup by it, however young that is.
+        for node in names {
+            let next = max(history.trusts[node]?.mark?.tally ?? 0, history.tallies[node] ?? 0) + 1
+            history.tallies[node] = next
+            revision += 1
+            history.trusts[node]?.tallied(next)
+            history.marks[node] = history.trusts[node]?.mark
+        }
+        faults.append("dies in a cleaning")
+        kill(aim.dies)
+        setBack(raised: chance(30))
+    }
+
     mutating func setBack(raised: Bool) {
         guard let backup = history.backup, !history.isSetBack, isTold else { return }
         faults.append(raised ? "set back, raised" : "set back")
         history.setBacks += 1
         history.isSetBack = true
+        history.hasDamage = false
+        // What was under way to the former store does not reach this one.
+        for item in queue {
+            guard case .request(let node, let run, let request, _) = item.delivery else { continue }
+            post(.event(node, run, .control(request, .unknown)))
+        }
+        queue.removeAll { if case .request = $0.delivery { true } else { false } }
         keys = backup.keys
         // Leases begin anew; who did not have one then loses it now.
         registered = backup.registered.mapValues { ($0.run, $0.disk, now + .seconds(3)) }

@@ -65,8 +65,6 @@ struct TakeoverWorld {
     var violations: [String] = []
     var moves = Moves()
     var history = History()
-    /// Segments are cleaned.
-    var cleans = true
     /// Nodes die at moments that are rare.
     var aims = true
     let names: [NodeID]
@@ -287,6 +285,9 @@ struct TakeoverWorld {
             {
                 violations.append("\(key.id) finished, read up to \(read), acknowledged \(acked[key.id] ?? 0)")
             }
+            if key.state == .finished, current?.state != .finished, history.finished.contains(key.id) {
+                history.readAgain[key.id] = machines[key.drainer.node]?.read[key.id]
+            }
             if key.state == .finished { history.finished.insert(key.id) }
             revision += 1
             var stored = key
@@ -327,6 +328,7 @@ struct TakeoverWorld {
             }
         }
         for node in names { run(node) }
+        aimed()
         for (node, entry) in registered where entry.until < now { registered[node] = nil }
         check()
     }

@@ -1,11 +1,12 @@
 // Hand-over between threads: order, bounds, one wake per batch, closing.
 import BatonCore
-@testable import BatonRuntime
 import Glibc
 import NIOCore
 import NIOPosix
 import Synchronization
 import Testing
+
+@testable import BatonRuntime
 
 @Test func threadMailboxOverItsBoundTakesNothing() {
     let mailbox = ThreadMailbox<Int>(capacity: 3)

@@ -100,10 +100,16 @@ extension TakeoverState {
     }
 
     mutating func beginFinishing(_ key: SegmentKey) {
-        guard finishing[key.id] == nil else { return }
-        finishing[key.id] = Finished()
-        unlinking[key.id] = true
-        actions.append(.unlink(key.id))
+        let state = finishing[key.id] ?? Finished()
+        finishing[key.id] = state
+        // One with a target is looked at by the next tick, when a listing has been learned whole.
+        if key.target == nil { unlinkOwn(key.id, state) }
+    }
+
+    private mutating func unlinkOwn(_ id: SegmentID, _ state: Finished) {
+        guard !state.selfGone, unlinking[id] == nil else { return }
+        unlinking[id] = true
+        actions.append(.unlink(id))
     }
 
     /// C3: the key goes last, when all have confirmed or are forgotten.
@@ -126,10 +132,7 @@ extension TakeoverState {
         }
         let missing = others.filter { !state.confirmed.contains($0) }
         if !state.selfGone {
-            if unlinking[id] == nil {
-                unlinking[id] = true
-                actions.append(.unlink(id))
-            }
+            if mayRemove(key) { unlinkOwn(id, state) }
         } else if missing.isEmpty {
             if !registry.isBusy(id), mayRemove(key) { remove(key) }
         } else {
@@ -151,6 +154,7 @@ extension TakeoverState {
 
     mutating func unlinkCopy(_ id: SegmentID) {
         guard copies[id] != nil, unlinking[id] == nil, !tellsOutcomes(id) else { return }
+        if let key = registry.keys[id], key.state == .finished, !mayRemove(key) { return }
         leavingCopies[id]?.told = true
         leavingCopies[id]?.underWay = false
         unlinking[id] = true

@@ -152,10 +152,14 @@ extension TakeoverState {
         case .moving:
             if isLate { cleaning?.phase = .voiding }
         case .committing:
-            guard !isLate, drains[run.target]?.isWritten == true, drains[run.source]?.epoch == run.epoch else {
+            guard !isLate, drains[run.target]?.isWritten == true, let source = drains[run.source],
+                source.epoch == run.epoch
+            else {
                 cleaning?.phase = .voiding
                 return
             }
+            // A key from a backup may still name a drainer that was overtaken; the partners do not promise it anything.
+            guard promisedUntil(run.source, source) > now else { return }
             // C2 iii: competes with a takeover of the source, and with whoever takes the target over, on the same key.
             change(run) { $0.finish() }
         case .voiding:
@@ -243,7 +247,8 @@ extension TakeoverState {
         return key.state == .finished
     }
 
-    /// The source's key outlives every doubt about what was moved out of it.
+    /// The source's key outlives every doubt about what was moved out of it, and so do its files: a registry from before the commit
+    /// makes the moved void, and the source has to be there (docs/decisions/0010).
     func mayRemove(_ key: SegmentKey) -> Bool {
         guard let target = key.target else { return true }
         return isOver(target, for: key)

@@ -35,9 +35,11 @@ extension TakeoverState {
     }
 
     /// P1: "I send no dot for this segment before now + length." Not for a segment that this node drains, nor for one that it does
-    /// not know by its key.
+    /// not know by its key. A run that has not accepted a listing gives none: it may have drained the segment in a registry that is
+    /// lost (docs/decisions/0010).
     mutating func promise(_ items: [PromiseItem], _ number: UInt64, _ sentAt: Int64, to peer: Drainer) {
         meet(peer)
+        guard registry.listedRevision > 0 else { return }
         var given: [PromiseItem] = []
         for item in items {
             guard drains[item.segment] == nil, (fences[item.segment] ?? 0) <= item.epoch else { continue }
@@ -68,9 +70,15 @@ extension TakeoverState {
     /// Until when a dot may go: every partner's promise; the own lease plays no part.
     func permission(_ id: SegmentID, _ drain: DrainedSegment) -> Instant? {
         guard drain.phase == .ready, now >= drain.notBefore, drain.endingSince == nil, !isMoving(id) else { return nil }
+        let until = promisedUntil(id, drain)
+        return until > now ? until : nil
+    }
+
+    /// By every partner.
+    func promisedUntil(_ id: SegmentID, _ drain: DrainedSegment) -> Instant {
         var until = Instant.distantFuture
         for other in partners(id) { until = min(until, drain.peers[other]?.promiseUntil ?? .epoch) }
-        return until > now ? until : nil
+        return until
     }
 
     /// Tells the shell what has changed about permission and settled outcomes.

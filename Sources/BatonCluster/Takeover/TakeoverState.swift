@@ -278,7 +278,8 @@ package struct TakeoverState: StateMachine {
         if key.state == .finished {
             if mine { sayWhole(key.id) }
             drains[key.id] = nil
-            if mine { beginFinishing(key) } else { unlinkCopy(key.id) }
+            // One with a target waits for the rest of the listing, which may have the target.
+            if mine { beginFinishing(key) } else if key.target == nil { unlinkCopy(key.id) }
         }
         // Replaced by another member: the file is of no use any more.
         if key.state != .finished, !mine, hasNoPart(in: key) { unlinkCopy(key.id) }
@@ -288,11 +289,15 @@ package struct TakeoverState: StateMachine {
         }
     }
 
-    /// T4: a takeover that landed late has an owner.
+    /// T4: a takeover that landed late has an owner. Files of a source go once nobody can ask what became of its mail.
     private mutating func resume(_ id: SegmentID) {
-        guard let key = registry.keys[id], key.drainer == me else { return }
+        guard let key = registry.keys[id] else { return }
+        guard key.drainer == me else {
+            if key.state == .finished { unlinkCopy(id) }
+            return
+        }
         if key.state == .finished {
-            beginFinishing(key)
+            if finishing[id] == nil { beginFinishing(key) }
         } else if drains[id] == nil {
             beginDrain(key, former: nil)
         }

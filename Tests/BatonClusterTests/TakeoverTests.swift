@@ -150,7 +150,8 @@ import Testing
         let count = environment["BATON_SEEDS"].flatMap { UInt64($0) } ?? 12
         var sum = TakeoverWorld.History()
         var moves = TakeoverWorld.Moves()
-        for seed in first..<(first + count) {
+        // 588: a node that was cut off commits a cleaning behind the set-back.
+        for seed in Array(first..<(first + count)) + [588] {
             let world = run(seed, setsBack: true)
             let history = world.history
             sum.setBacks += history.setBacks
@@ -178,5 +179,6 @@ import Testing
         }
         #expect(sum.setBacks > 0 && sum.distrusted > sum.setBacks && sum.recoveries > 0)
         #expect(sum.rewritten > 0 && sum.removed > 0)
+        #expect(moves.committed.count > Int(count) / 2, "nothing is ever cleaned")
     }
 }

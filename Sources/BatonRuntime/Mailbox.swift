@@ -89,7 +89,7 @@ public final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
     @usableFromInline var closed = false
     /// How many elements the thread sleeps for; nil while none sleeps.
     @usableFromInline var wanted: Int?
-    /// Where several threads take, none of them gathers.
+    /// Threads in `wait`. Where several take, none of them gathers, so that all sleep for one element.
     @usableFromInline var sleeping = 0
     @usableFromInline let capacity: Int
 
@@ -134,7 +134,7 @@ public final class ThreadMailbox<Element: Sendable>: @unchecked Sendable {
         return true
     }
 
-    /// The thread is woken without the mutex: else it wakes only to sleep again for the mutex, two switches for one.
+    /// Under the mutex, which it gives back before it wakes a thread: one that met the mutex would sleep again, two switches for one.
     @inlinable func appendAndUnlock(_ elements: some Collection<Element>) {
         waiting.append(contentsOf: elements)
         let wakes = wanted.map { waiting.count >= $0 } ?? false

@@ -48,7 +48,7 @@ package struct ClusterRuntimeSettings: Sendable {
     package var member: EnsembleMember { EnsembleMember(node: me.node, diskID: disk) }
 }
 
-/// The spool and the copies on this node's disk, once they exist.
+/// The spool and the copies on this node's disk, once they exist. A class, since it is handed on with every batch of frames.
 package final class ClusterParts: Sendable {
     package let spool: any SegmentDraining & ReplicationReceiving
     package let copies: any CopyKeeping

@@ -74,7 +74,7 @@ extension TakeoverState {
         return until > now ? until : nil
     }
 
-    /// By every partner.
+    /// Until when every partner has promised to send nothing; `distantFuture` where there is none.
     func promisedUntil(_ id: SegmentID, _ drain: DrainedSegment) -> Instant {
         var until = Instant.distantFuture
         for other in partners(id) { until = min(until, drain.peers[other]?.promiseUntil ?? .epoch) }

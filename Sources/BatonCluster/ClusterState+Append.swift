@@ -26,8 +26,8 @@ extension ClusterState {
         for (place, submission) in segment.unacked.enumerated()
         where submission.origin == .client && now - submission.since >= timing.replyDeadline {
             append.segments[id]?.unacked[place].origin = .abandoned
-            actions.append(.reply(submission.mail.id, accepted: false))
-            actions.append(.maybeDuplicate(submission.mail.id))
+            actions.append(.maybeDuplicate(submission.mail))
+            partAnswered(submission.mail, durable: false)
         }
     }
 
@@ -199,7 +199,7 @@ extension ClusterState {
     /// The message is durable on the ensemble.
     private mutating func stored(_ submission: Submission, in id: SegmentID) {
         switch submission.origin {
-        case .client: actions.append(.reply(submission.mail.id, accepted: true))
+        case .client: partAnswered(submission.mail, durable: true)
         case .abandoned: break
         case .report(let segment, let epoch, let job):
             if drains[segment]?.epoch == epoch { recordFinal(segment, job, .bounced) }
@@ -214,7 +214,10 @@ extension ClusterState {
     /// The message is not durable here, and will not be acknowledged.
     mutating func refused(_ submission: Submission) {
         switch submission.origin {
-        case .client: actions.append(.reply(submission.mail.id, accepted: false))
+        case .client:
+            // Its receiver may have it all the same.
+            if case .submit? = submission.mail.hold { actions.append(.maybeDuplicate(submission.mail)) }
+            partAnswered(submission.mail, durable: false)
         case .abandoned: break
         case .report(let segment, _, let job): drains[segment]?.set(job, .unreported(now + timing.retry))
         case .submitted(let key, let ingress):
@@ -226,7 +229,7 @@ extension ClusterState {
             if drains[source]?.epoch == epoch { voidCleaning(source) }
         }
         if submission.touched, guards.contains(.failedIsUnknown) {
-            actions.append(.maybeDuplicate(submission.mail.id))
+            actions.append(.maybeDuplicate(submission.mail))
         }
     }
 

@@ -96,7 +96,7 @@ extension ClusterState {
                 let job = JobID(index: index, recipient: recipient)
                 drains[id]?.set(job, .inFlight)
                 // T1: the length is not known yet, and what is behind it will not count.
-                if !isSealed(id) { actions.append(.maybeDuplicate(record.mail.id)) }
+                if !isSealed(id) { actions.append(.maybeDuplicate(record.mail)) }
                 actions.append(.dot(Dot(segment: id, epoch: drain.epoch, job: job, mail: record.mail)))
             }
         }
@@ -113,7 +113,7 @@ extension ClusterState {
             guard !dot.mail.isReport else { return recordFinal(id, dot.job, .bounced) }
             // The report is durable before the outcome is recorded; its id is the same whoever makes it (C2).
             drains[id]?.set(dot.job, .reporting(now))
-            enqueue(Self.report(about: dot.mail, dot.job.recipient), .report(id, epoch: dot.epoch, dot.job))
+            enqueue(report(about: dot.mail, dot.job.recipient), .report(id, epoch: dot.epoch, dot.job))
             if !guards.contains(.reportBeforeOutcome) { recordFinal(id, dot.job, .bounced) }
         case .later, .unknown:
             let due = now + timing.retry + jitter()
@@ -136,7 +136,7 @@ extension ClusterState {
                     guard case .unreported(let due) = state, due <= now else { continue }
                     let job = JobID(index: index, recipient: recipient)
                     drains[id]?.set(job, .reporting(now))
-                    let report = Self.report(about: drain.records[Int(index)].mail, recipient)
+                    let report = report(about: drain.records[Int(index)].mail, recipient)
                     enqueue(report, .report(id, epoch: drain.epoch, job))
                 }
             }
@@ -153,13 +153,17 @@ extension ClusterState {
         send(.late(dot.segment, [record]), to: key.drainer.node)
     }
 
-    /// A non-delivery report's id is made of the message and the recipient, so that it cannot double (C2).
-    package static func report(about mail: MailRecord, _ recipient: Int) -> MailRecord {
+    private func report(about mail: MailRecord, _ recipient: Int) -> MailRecord {
+        Self.report(about: mail.id, number: recipient + (guards.contains(.numbersKept) ? mail.firstNumber : 0))
+    }
+
+    /// A non-delivery report's id is made of the message and the recipient's number in the whole of it, so that it cannot double (C2).
+    package static func report(about mail: MessageID, number: Int) -> MailRecord {
         var hash = StableHash()
-        hash.combine(mail.id.low)
-        hash.combine(UInt64(recipient))
+        hash.combine(mail.low)
+        hash.combine(UInt64(number))
         var record = MailRecord(
-            id: MessageID(high: mail.id.high | 1 << 63, low: hash.finish()), recipients: 1, digest: hash.finish())
+            id: MessageID(high: mail.high | 1 << 63, low: hash.finish()), recipients: 1, digest: hash.finish())
         record.isReport = true
         return record
     }

@@ -26,6 +26,15 @@ struct SubmitBook: Sendable {
     var outgoing = Table<SubmitKey, Outgoing>()
     /// Questions about held copies: who said no so far.
     var questions = Table<SubmitKey, Question>()
+    /// Clients that wait for their reply.
+    var clients = Table<MessageID, Client>()
+
+    struct Client: Sendable {
+        /// Parts without their result.
+        var left: Int
+        var durable: [MailRecord] = []
+        var isRefused = false
+    }
 
     struct Question: Sendable {
         var since: Instant
@@ -38,7 +47,29 @@ struct SubmitBook: Sendable {
 }
 
 extension ClusterState {
-    mutating func accept(_ mail: MailRecord, placedOn node: NodeID?) {
+    mutating func accept(_ parts: [MailPart]) {
+        guard let first = parts.first else { return }
+        submits.clients[first.mail.id] = SubmitBook.Client(left: parts.count)
+        for part in parts { accept(part.mail, placedOn: part.node) }
+    }
+
+    /// 250 when every part is durable. 451 if one can be stored nowhere: the client's next try repeats the others.
+    mutating func partAnswered(_ part: MailRecord, durable: Bool) {
+        guard var client = submits.clients[part.id] else { return }
+        client.left -= 1
+        if durable { client.durable.append(part) } else { client.isRefused = true }
+        guard client.left == 0 || durable && !guards.contains(.everyPart) else {
+            submits.clients[part.id] = client
+            return
+        }
+        submits.clients[part.id] = nil
+        if client.isRefused, guards.contains(.refusedIsCounted) {
+            for part in client.durable { actions.append(.maybeDuplicate(part)) }
+        }
+        actions.append(.reply(part.id, accepted: !client.isRefused))
+    }
+
+    private mutating func accept(_ mail: MailRecord, placedOn node: NodeID?) {
         guard let node, node != me.node, let record = registry.nodes.first(where: { $0.node == node }) else {
             return enqueue(mail, .client)
         }
@@ -164,7 +195,7 @@ extension ClusterState {
         switch answer {
         case .have:
             submits.outgoing[key] = nil
-            actions.append(.reply(out.mail.id, accepted: true))
+            partAnswered(out.mail, durable: true)
         case .no where sender == out.receiver:
             submits.outgoing[key] = nil
             enqueue(out.mail, .client)
@@ -230,7 +261,7 @@ extension ClusterState {
                 submits.questions[key] ?? SubmitBook.Question(since: now, witnesses: registry.nodes.map(\.drainer))
             if now - question.since >= timing.hold {
                 // What stays unknown is delivered, and counted.
-                actions.append(.maybeDuplicate(drain.records[Int(index)].mail.id))
+                actions.append(.maybeDuplicate(drain.records[Int(index)].mail))
                 release(id, index)
                 submits.questions[key] = nil
                 continue
@@ -282,7 +313,7 @@ extension ClusterState {
             // A segment may have been finished by a node that is gone: certain only if nobody else came or went since.
             let present = registry.nodes.map(\.drainer)
             if key.ingress != me || Set(present) != Set(question.witnesses.filter { $0 != receiver }) {
-                actions.append(.maybeDuplicate(drains[id]?.records[Int(index)].mail.id ?? MessageID(high: 0, low: 0)))
+                if let mail = drains[id]?.records[Int(index)].mail { actions.append(.maybeDuplicate(mail)) }
             }
             release(id, index)
         case .unknown where sender != receiver: submits.questions[key]?.saidNo[sender.node] = nil

@@ -240,7 +240,7 @@ extension ClusterState {
         for record in union { settle(id, record) }
         if key.stale.contains(member) || copies[id]?.rebuilt == true {
             for index in drains[id]?.open ?? [] {
-                if let mail = drains[id]?.records[Int(index)].mail.id { actions.append(.maybeDuplicate(mail)) }
+                if let mail = drains[id]?.records[Int(index)].mail { actions.append(.maybeDuplicate(mail)) }
             }
         }
         tickChanges(id)

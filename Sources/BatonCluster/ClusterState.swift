@@ -13,7 +13,7 @@ package struct ClusterState: StateMachine {
         case started([SegmentID], [CopyScan])
         case tick
         /// A client's message, and the node that placement prefers for it.
-        case mail(MailRecord, placedOn: NodeID?)
+        case mail([MailPart])
         case disk(DiskOperation, DiskResult)
         case control(ControlRequest, ControlAnswer)
         case frame(Frame, from: Drainer)
@@ -33,7 +33,7 @@ package struct ClusterState: StateMachine {
         /// So many records of this epoch's outcome log are settled (P3). May fall.
         case settled(SegmentID, epoch: UInt64, Int)
         /// What may arrive twice, and is counted.
-        case maybeDuplicate(MessageID)
+        case maybeDuplicate(MailRecord)
         /// End this incarnation and start another (T2; a dead lane).
         case restart(RestartReason)
     }
@@ -98,7 +98,7 @@ package struct ClusterState: StateMachine {
             for (id, scan) in zip(ids, scans) { copies[id] = Copy(scan, at: self.now) }
             control(.register)
         case .tick: tick()
-        case .mail(let mail, let node): accept(mail, placedOn: node)
+        case .mail(let parts): accept(parts)
         case .disk(let operation, let result): finished(operation, result)
         case .control(let request, let answer): answered(request, answer)
         case .frame(let frame, let sender): received(frame, from: sender)

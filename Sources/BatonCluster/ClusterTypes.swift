@@ -72,11 +72,26 @@ package struct MailRecord: Hashable, Sendable {
     package var hold: Hold?
     /// Recipients that were final where the message was moved from.
     package var settledBefore: [Int] = []
+    /// A part of a message keeps its id, and its recipients their numbers in the whole: this is the first one's, the others follow
+    /// (docs/decisions/0005).
+    package var firstNumber = 0
 
     package init(id: MessageID, recipients: Int, digest: UInt64) {
         self.id = id
         self.recipients = recipients
         self.digest = digest
+    }
+}
+
+/// What one node gets of a client's message.
+package struct MailPart: Hashable, Sendable {
+    package let mail: MailRecord
+    /// Nil for the ingress node.
+    package let node: NodeID?
+
+    package init(mail: MailRecord, node: NodeID?) {
+        self.mail = mail
+        self.node = node
     }
 }
 

@@ -133,4 +133,13 @@ package struct Guards: OptionSet, Hashable, Sendable {
     package static let voidIsNotHad = Guards(50)
     /// A key that was remembered and is not any more is "unknown", never "no".
     package static let forgottenIsUnknown = Guards(51)
+
+    // MARK: Parts of a message (docs/decisions/0005)
+
+    /// The 250 waits until every part is durable.
+    package static let everyPart = Guards(52)
+    /// A part's recipients keep their numbers in what is derived from them.
+    package static let numbersKept = Guards(53)
+    /// What is durable of a message that gets 451 is counted: the client sends it again.
+    package static let refusedIsCounted = Guards(54)
 }

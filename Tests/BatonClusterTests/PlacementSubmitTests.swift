@@ -214,6 +214,25 @@ func submitForAnEarlierRunIsTaken(_ guards: SubmitGuards) {
 }
 
 /// Receiver and backup were the same node, and it hangs: the lane has another backup within a second.
+@Test func refusedMessageThatIsPartlyStoredIsNotCounted() {
+    func result(_ outcomes: [SubmissionOutcome]) -> String {
+        var parts = PartResults(parts: outcomes.count)
+        let results = outcomes.map { parts.finished($0) }
+        #expect(results.dropLast().allSatisfy { $0 == nil }, "answered before every part is known")
+        guard let last = results.last.flatMap({ $0 }) else { return "none" }
+        return "\(last.outcome) \(last.mayBeDoubled)"
+    }
+    let here = SubmissionOutcome.durable(StoredMessageRef(segment: 1, record: 7))
+    let there = SubmissionOutcome.durable(.elsewhere)
+    let full = SubmissionOutcome.refused(.diskFull)
+    #expect(result([there, here, there]) == "\(here) false")
+    #expect(result([there, there]) == "\(there) false")
+    #expect(result([full, .refused(.stopping)]) == "\(full) false")
+    for outcomes in [[there, full], [full, here], [here, full, .refused(.stopping)]] {
+        #expect(result(outcomes) == "\(full) true")
+    }
+}
+
 @Test func clientWaitsForTheEndOfTheHold() {
     var rig = Rig()
     _ = rig.post(.place(part(1), on: run(2)))

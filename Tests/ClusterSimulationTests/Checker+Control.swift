@@ -158,8 +158,15 @@ extension Checker {
                 return fail("NDR: \(recipient.mail.low).\(recipient.recipient) bounced, its report never arrived")
             }
         }
-        for (recipient, text) in pendingDuplicates where !counted.contains(recipient.mail) {
+        for (recipient, text) in pendingDuplicates where !counted.contains(recipient) {
             return fail("duplicate: \(recipient.mail.low) arrived twice, not counted: \(text)")
+        }
+        // The client sends it again.
+        if let (recipient, _) = arrivals.filter({ refused.contains($0.key.mail) && !counted.contains($0.key) })
+            .min(by: { ($0.key.mail, $0.key.recipient) < ($1.key.mail, $1.key.recipient) })
+        {
+            return fail(
+                "duplicate: 451 for \(recipient.mail.low), and \(recipient.recipient) of it arrived, not counted")
         }
         for (drainer, count) in takeoverDuplicates where count > run.plan.timing.window {
             return fail("invariant 10: \(count) duplicates of node \(drainer.host + 1) in \(drainer.log)")

@@ -32,7 +32,7 @@ extension Checker {
     }
 
     func answered(_ dot: Dot, _ answer: ReceiverAnswer) {
-        let recipient = Recipient(mail: dot.mail.id, recipient: dot.job.recipient)
+        let recipient = Recipient(dot.mail, dot.job.recipient)
         guard answer == .unknown, let last = arrivals[recipient]?.indices.last else { return }
         if arrivals[recipient]?[last].dot == dot { arrivals[recipient]?[last].answerLost = true }
     }
@@ -43,13 +43,13 @@ extension Checker {
     }
 
     func arrived(_ dot: Dot, _ answer: ReceiverAnswer, _ index: Int, _ run: Simulation) {
-        let recipient = Recipient(mail: dot.mail.id, recipient: dot.job.recipient)
+        let recipient = Recipient(dot.mail, dot.job.recipient)
         guard answer == .accepted else {
             refusals[recipient, default: 0] += 1
             return
         }
         // Invariant 8: what arrives is what was accepted.
-        if let known = mail[dot.mail.id], known.digest != dot.mail.digest {
+        if let known = mail[dot.mail.id]?.first, known.digest != dot.mail.digest {
             fail("invariant 8: \(dot.mail.id.low) altered")
         }
         let arrival = Arrival(dot: dot, host: index, incarnation: run.hosts[index].incarnation, at: run.now)

@@ -14,7 +14,7 @@ extension Checker {
         _ segment: SegmentID, _ epoch: UInt64, _ position: Int, _ record: JobOutcome, _ mail: MailRecord,
         _ run: Simulation
     ) {
-        let recipient = Recipient(mail: mail.id, recipient: record.job.recipient)
+        let recipient = Recipient(mail, record.job.recipient)
         let log = log(segment, epoch)
         recorded[log, default: [:]][position] = recipient
         let isSettled = position < settledCounts[log] ?? 0
@@ -30,17 +30,18 @@ extension Checker {
             }
             unfinal.remove(recipient)
         case .bounced:
-            let report = Recipient(mail: ClusterState.report(about: mail, record.job.recipient).id, recipient: 0)
+            let id = ClusterState.report(about: mail.id, number: recipient.recipient).id
+            let report = Recipient(mail: id, recipient: 0)
             if !mail.isReport, arrivals[report] == nil { openReports.insert(report) }
-            bounced.append((recipient, ClusterState.report(about: mail, record.job.recipient).id, mail.isReport))
+            bounced.append((recipient, id, mail.isReport))
             unfinal.remove(recipient)
             finished.insert(recipient)
         case .withdrawn:
             // S5: the copy that counts instead is as safe as this one.
-            guard case .submit? = mail.hold, accepted.contains(mail.id), !isSettledAnywhere(mail.id) else { break }
-            let others = copies(of: mail.id, besides: segment, run)
+            guard case .submit? = mail.hold, accepted.contains(mail.id), !isSettledAnywhere(mail) else { break }
+            let others = copies(of: mail, besides: segment, run)
             // Cleaning may have moved the other one into this very segment.
-            let twice = run.hosts.count { $0.disk.files[segment]?.holdsTwice(mail.id) == true }
+            let twice = run.hosts.count { $0.disk.files[segment]?.holdsTwice(mail) == true }
             if others < run.plan.timing.copies, twice < run.plan.timing.copies {
                 fail("invariant 1: \(mail.id.low) withdrawn, and \(others) disks have it elsewhere")
             }

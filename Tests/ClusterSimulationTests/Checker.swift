@@ -11,7 +11,16 @@ final class Checker {
 
     struct Recipient: Hashable {
         let mail: MessageID
+        /// Its number in the whole message.
         let recipient: Int
+
+        init(mail: MessageID, recipient: Int) {
+            self.mail = mail
+            self.recipient = recipient
+        }
+
+        /// By its place in a part.
+        init(_ part: MailRecord, _ place: Int) { self.init(mail: part.id, recipient: part.firstNumber + place) }
     }
 
     /// A dot that a receiver took.
@@ -72,11 +81,14 @@ final class Checker {
     var written: [MessageID: Set<SegmentID>] = [:]
     /// Where a record was moved from (C2).
     var lineage: [Place: Place] = [:]
-    var mail: [MessageID: MailRecord] = [:]
+    /// Its parts, in the order of their recipients.
+    var mail: [MessageID: [MailRecord]] = [:]
+    /// Answered with 451.
+    var refused: Set<MessageID> = []
     var accepted: Set<MessageID> = []
     var arrivals: [Recipient: [Arrival]] = [:]
     var refusals: [Recipient: Int] = [:]
-    var counted: Set<MessageID> = []
+    var counted: Set<Recipient> = []
     /// Bounced on record.
     var finished: Set<Recipient> = []
     /// Reports of recorded bounces that have not arrived.
@@ -112,7 +124,7 @@ final class Checker {
 
     // MARK: Clients
 
-    func offered(_ record: MailRecord) { mail[record.id] = record }
+    func offered(_ parts: [MailRecord]) { if let first = parts.first { mail[first.id] = parts } }
 
     var allFinal: Bool { unfinal.isEmpty && openReports.isEmpty }
 
@@ -120,8 +132,9 @@ final class Checker {
 
     func observe(_ action: ClusterState.Action, _ index: Int, _ run: Simulation) {
         switch action {
-        case .reply(let id, let yes): if yes { acknowledged(id, run) }
-        case .maybeDuplicate(let id): counted.insert(id)
+        case .reply(let id, let yes): if yes { acknowledged(id, run) } else { refused.insert(id) }
+        case .maybeDuplicate(let mail):
+            for place in 0..<mail.recipients { counted.insert(Recipient(mail, place)) }
         case .final(let segment, let epoch, let position, let record, let mail):
             final(segment, epoch, position, record, mail, run)
         case .settled(let segment, let epoch, let count): settled(segment, epoch, count, index, run)
@@ -181,23 +194,26 @@ final class Checker {
 
     func acknowledged(_ id: MessageID, _ run: Simulation) {
         guard accepted.insert(id).inserted else { return }
-        for recipient in 0..<(mail[id]?.recipients ?? 0) {
-            let job = Recipient(mail: id, recipient: recipient)
-            if arrivals[job] == nil, !finished.contains(job) { unfinal.insert(job) }
-        }
-        // Invariant 2: at 250 it is fdatasync'ed on as many disks as promised.
-        let best = copies(of: id, besides: nil, run)
-        if best < run.plan.timing.copies, unfinal.contains(where: { $0.mail == id }), !isSettledAnywhere(id) {
-            fail("invariant 2: 250 for \(id.low) with \(best) synced copies")
+        for part in mail[id] ?? [] {
+            for place in 0..<part.recipients {
+                let job = Recipient(part, place)
+                if arrivals[job] == nil, !finished.contains(job) { unfinal.insert(job) }
+            }
+            // Invariant 2: at 250 it is fdatasync'ed on as many disks as promised.
+            let best = copies(of: part, besides: nil, run)
+            let waits = (0..<part.recipients).contains { unfinal.contains(Recipient(part, $0)) }
+            if best < run.plan.timing.copies, waits, !isSettledAnywhere(part) {
+                fail("invariant 2: 250 for \(id.low).\(part.firstNumber) with \(best) synced copies")
+            }
         }
     }
 
-    /// The largest number of disks that have the message in one segment, burned and rotten ones included.
-    func copies(of id: MessageID, besides: SegmentID?, _ run: Simulation) -> Int {
+    /// The largest number of disks that have the part in one segment, burned and rotten ones included.
+    func copies(of part: MailRecord, besides: SegmentID?, _ run: Simulation) -> Int {
         var best = 0
-        for segment in (written[id] ?? []).sorted() where segment != besides {
+        for segment in (written[part.id] ?? []).sorted() where segment != besides {
             guard let key = run.controlPlane.keys[segment] else { continue }
-            let holders = run.hosts.indices.count { run.hosts[$0].disk.files[segment]?.holds(id) == true }
+            let holders = run.hosts.indices.count { run.hosts[$0].disk.files[segment]?.holds(part) == true }
             let lost = key.ensemble.count { member in
                 run.hosts.indices.contains {
                     run.hosts[$0].id == member.node && (run.hosts[$0].disk.lost || rotten.contains(segment))
@@ -205,24 +221,23 @@ final class Checker {
             }
             if holders > 0 {
                 best = max(best, holders >= key.ensemble.count ? run.plan.timing.copies : holders + lost)
-                if besides == nil { note(id, in: key, run) }
+                if besides == nil { note(part, in: key, run) }
             }
         }
         return best
     }
 
-    func isSettledAnywhere(_ id: MessageID) -> Bool {
-        (0..<(mail[id]?.recipients ?? 0)).allSatisfy {
-            arrivals[Recipient(mail: id, recipient: $0)] != nil
-                || refusals[Recipient(mail: id, recipient: $0)] != nil
+    func isSettledAnywhere(_ part: MailRecord) -> Bool {
+        (0..<part.recipients).allSatisfy {
+            arrivals[Recipient(part, $0)] != nil || refusals[Recipient(part, $0)] != nil
         }
     }
 
     /// Remembers how far a segment is acknowledged, and that this is before its seal (invariants 5, A2).
-    func note(_ id: MessageID, in key: ClusterKey, _ run: Simulation) {
+    func note(_ part: MailRecord, in key: ClusterKey, _ run: Simulation) {
         for host in run.hosts.indices {
             for stored in run.hosts[host].disk.files[key.id]?.chunks ?? [] {
-                guard let place = stored.chunk.records.firstIndex(where: { $0.id == id && $0.hold == nil }) else {
+                guard let place = stored.chunk.records.firstIndex(where: { $0.isSame(part) && $0.hold == nil }) else {
                     continue
                 }
                 let end = stored.chunk.start + Int64(place) + 1
@@ -233,7 +248,7 @@ final class Checker {
                 else { continue }
                 ackedEnd[key.id] = max(ackedEnd[key.id] ?? 0, end)
                 if let length = key.sealedAt, end > length {
-                    fail("A2: \(id.low) acknowledged at \(end) behind the seal at \(length)")
+                    fail("A2: \(part.id.low) acknowledged at \(end) behind the seal at \(length)")
                 }
                 return
             }

@@ -26,7 +26,9 @@ extension TimeSpan: CustomStringConvertible {
 }
 
 extension MailRecord: CustomStringConvertible {
-    public var description: String { "mail\(id.low)x\(recipients)" + (hold.map { " \($0)" } ?? "") }
+    public var description: String {
+        "mail\(id.low)x\(recipients)" + (firstNumber > 0 ? "from\(firstNumber)" : "") + (hold.map { " \($0)" } ?? "")
+    }
 }
 
 extension Chunk: CustomStringConvertible {

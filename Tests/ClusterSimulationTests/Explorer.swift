@@ -147,11 +147,8 @@ struct World {
             deliver(index, .answered(dot, .accepted))
         case .client:
             messagesLeft -= 1
-            deliver(
-                0,
-                .mail(
-                    MailRecord(id: MessageID(high: 0, low: UInt64(messagesLeft + 1)), recipients: 1, digest: 7),
-                    placedOn: nil))
+            let mail = MailRecord(id: MessageID(high: 0, low: UInt64(messagesLeft + 1)), recipients: 1, digest: 7)
+            deliver(0, .mail([MailPart(mail: mail, node: nil)]))
         case .tick: tick()
         case .start(let index): start(index)
         case .kill(let index): fell(index)
@@ -254,9 +251,10 @@ struct World {
     /// Invariant 2, and how far the segment is acknowledged.
     private mutating func acknowledged(_ id: MessageID) {
         accepted.insert(id)
+        let mail = MailRecord(id: id, recipients: 1, digest: 7)
         var best = 0
         for key in control.keys.values {
-            best = max(best, hosts.count { $0.disk.files[key.id]?.holds(id) == true })
+            best = max(best, hosts.count { $0.disk.files[key.id]?.holds(mail) == true })
             if let acked = hosts[0].state?.append.lane.acked(key.id), acked > 0 { self.acked[key.id] = acked }
         }
         if best < Self.timing.copies { violation = "invariant 2: 250 with \(best) synced copies" }

@@ -126,9 +126,24 @@ struct Plan {
         aim(losesDisk: lost)
     }
 
+    /// What `PlacementState` does with recipients of several nodes' domains, from seed 100,000 on: about half of the messages with more
+    /// than one recipient go to several nodes.
+    func split(_ mail: MailRecord, on nodes: [NodeID], from first: Int) -> [MailPart] {
+        var random = SplitMix64(seed: seed &* 31 &+ mail.id.low)
+        guard seed >= 100_000, mail.recipients > 1, random.next() % 2 == 0 else { return [] }
+        let sizes = mail.recipients == 2 ? [1, 1] : [[1, 2], [2, 1], [1, 1, 1]][Int(random.next() % 3)]
+        var next = 0
+        return sizes.enumerated().map { place, size in
+            var part = MailRecord(id: mail.id, recipients: size, digest: mail.digest)
+            part.firstNumber = next
+            next += size
+            return MailPart(mail: part, node: nodes[(first + place) % nodes.count])
+        }
+    }
+
     /// A receiver's answer: mostly the same for a recipient, whoever asks.
     func answer(to dot: Dot, after: TimeSpan, _ random: inout SplitMix64) -> ReceiverAnswer {
-        let hash = SplitMix64.mix(dot.mail.id.low &* 31 &+ UInt64(dot.job.recipient) &+ seed)
+        let hash = SplitMix64.mix(dot.mail.id.low &* 31 &+ UInt64(dot.mail.firstNumber + dot.job.recipient) &+ seed)
         if dot.mail.isReport { return random.next() % 10 == 0 ? .later : .accepted }
         if hash % 16 == 0 { return .refused }
         // Some receivers are down for long, so that their segments are cleaned.

@@ -207,6 +207,10 @@ struct Fingerprint {
             print.add(question.saidNo)
             print.add(question.witnesses)
         }
+        add(submits.clients) { print, client in
+            print.add([client.left, client.isRefused ? 1 : 0])
+            print.add(client.durable)
+        }
         add(submits.pruneAt)
         add(submits.forgotten) { print, key in print.add(key) }
     }

@@ -67,16 +67,21 @@ struct SimulatedFile {
         for place in log.indices where !log[place].synced { log[place].synced = true }
     }
 
-    /// Two records of one message, both durable.
-    func holdsTwice(_ id: MessageID) -> Bool {
+    /// Two records of one part, both durable.
+    func holdsTwice(_ part: MailRecord) -> Bool {
         chunks.reduce(0) { sum, stored in
-            sum + (stored.synced && stored.intact ? stored.chunk.records.count { $0.id == id } : 0)
+            sum + (stored.synced && stored.intact ? stored.chunk.records.count { $0.isSame(part) } : 0)
         } > 1
     }
 
-    func holds(_ id: MessageID) -> Bool {
-        chunks.contains { $0.synced && $0.intact && $0.chunk.records.contains { $0.id == id } }
+    func holds(_ part: MailRecord) -> Bool {
+        chunks.contains { $0.synced && $0.intact && $0.chunk.records.contains { $0.isSame(part) } }
     }
+}
+
+extension MailRecord {
+    /// The same part of the same message, wherever it stands.
+    func isSame(_ other: MailRecord) -> Bool { id == other.id && firstNumber == other.firstNumber }
 }
 
 struct SimulatedDisk {

@@ -322,8 +322,11 @@ struct Simulation {
                 high: hosts[index].clock(now).millisecondsSinceEpoch << 16, low: mail.id.low),
             recipients: mail.recipients, digest: mail.digest)
         stamped.isReport = false
-        checker.offered(stamped)
-        deliver(index, hosts[index].incarnation, .mail(stamped, placedOn: place))
+        let first = place.map { self.index($0) } ?? index
+        let split = plan.split(stamped, on: hosts.map(\.id), from: first)
+        let parts = split.isEmpty ? [MailPart(mail: stamped, node: place)] : split
+        checker.offered(parts.map(\.mail))
+        deliver(index, hosts[index].incarnation, .mail(parts))
     }
 
     private mutating func receive(_ dot: Dot, _ index: Int, _ incarnation: Incarnation) {

@@ -21,9 +21,7 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
     private struct Pending {
         let sink: any SubmissionResultReceiving
         let token: UInt64
-        var left: Int
-        var ref: StoredMessageRef?
-        var refusal: SubmissionRefusal?
+        var parts: PartResults
     }
 
     private struct Incoming {
@@ -173,7 +171,8 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
         }
         let message = state.nextMessage
         state.nextMessage += 1
-        state.messages[message] = Pending(sink: submission.sink, token: submission.token, left: parts.count)
+        state.messages[message] = Pending(
+            sink: submission.sink, token: submission.token, parts: PartResults(parts: parts.count))
         for part in parts {
             let made = OutgoingPart(message: message, envelope: envelope.part(part.recipients, submit: nil), body: body)
             work.post(part.node.map { .place(made, on: $0) } ?? .keep(made), &state.submits, now)
@@ -272,19 +271,13 @@ package final class Placer: MessageSubmitting, SubmissionResultReceiving, HeldRe
     }
 
     private func finished(_ message: UInt64, _ outcome: SubmissionOutcome, _ state: inout State, _ work: inout Work) {
-        guard var pending = state.messages[message] else { return }
-        pending.left -= 1
-        switch outcome {
-        case .durable(let ref): if ref != .elsewhere { pending.ref = pending.ref ?? ref }
-        case .refused(let refusal): pending.refusal = pending.refusal ?? refusal
-        }
-        guard pending.left == 0 else {
+        guard var pending = state.messages.removeValue(forKey: message) else { return }
+        guard let result = pending.parts.finished(outcome) else {
             state.messages[message] = pending
             return
         }
-        state.messages[message] = nil
-        let result: SubmissionOutcome = pending.refusal.map { .refused($0) } ?? .durable(pending.ref ?? .elsewhere)
-        work.add(SubmissionResult(token: pending.token, outcome: result), to: pending.sink)
+        if result.mayBeDoubled { counts.add(.maybeDuplicate) }
+        work.add(SubmissionResult(token: pending.token, outcome: result.outcome), to: pending.sink)
     }
 
     private func perform(_ work: inout Work) {

@@ -62,23 +62,23 @@ final class IntakeRelay: JobReceiving, UnreportedReceiving {
         let now = time.now()
         var receptions: [MailEvent] = []
         receptions.reserveCapacity(messages.count)
-        var fresh = 0
+        var fresh = 0, freshRecipients = 0
         for message in messages where !message.receptionRecorded {
             let envelope = message.envelope
             let at = message.progress == nil ? now : envelope.arrival
+            if message.progress == nil { freshRecipients += envelope.recipients.count }
             for index in envelope.recipients.indices {
                 receptions.append(
                     MailEvent(
                         type: .reception, at: at, envelope: envelope, recipient: UInt32(index), attempts: 0,
                         reply: Self.acceptance(of: envelope.id), peer: Self.client(of: envelope)))
             }
-            if message.progress == nil { fresh += 1 }
+            // Of several parts one counts for the message.
+            if message.progress == nil, envelope.numbers?.first ?? 0 == 0 { fresh += 1 }
         }
         if !receptions.isEmpty { events.record(receptions) }
-        if fresh > 0 {
-            received.increment(by: Int64(fresh))
-            receivedRecipients.increment(by: Int64(receptions.count))
-        }
+        if fresh > 0 { received.increment(by: Int64(fresh)) }
+        if freshRecipients > 0 { receivedRecipients.increment(by: Int64(freshRecipients)) }
         if partitions.count == 1 {
             hand(messages, to: partitions[0], waits: waits)
             return

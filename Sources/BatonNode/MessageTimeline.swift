@@ -8,12 +8,14 @@ struct MessageTimeline {
     let id: MessageID
     let node: String
     let rows: [QueueRow]
-    let envelope: Envelope?
+    /// Of the rows, by where they are stored: a message may have several parts.
+    let envelopes: [StoredMessageRef: Envelope]
     /// Oldest first; several with one `event_id` are one.
     let events: [EventRecord]
 
     func report() -> MessageReport {
         let first = events.first
+        let envelope = rows.lazy.compactMap { envelopes[$0.ref] }.first
         var order: [String] = []
         var recipients: [String: MessageReport.Recipient] = [:]
         func entry(_ address: String, _ change: (inout MessageReport.Recipient) -> Void) {
@@ -38,8 +40,8 @@ struct MessageTimeline {
         }
         for row in rows {
             let index = Int(row.recipient)
-            guard let envelope, index < envelope.recipients.count else { continue }
-            entry(envelope.recipients[index].address.description) { recipient in
+            guard let part = envelopes[row.ref], index < part.recipients.count else { continue }
+            entry(part.recipients[index].address.description) { recipient in
                 recipient.state = row.state.name
                 recipient.site = String(decoding: row.site, as: UTF8.self)
                 recipient.attemptsMade = Int(row.attempts)

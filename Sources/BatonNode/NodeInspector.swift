@@ -156,10 +156,16 @@ struct NodeInspector: NodeInspecting {
         for loop in node.loops { rows += await loop.partition.show(id) }
         let records = try await node.eventSearch.events(of: id)
         guard !rows.isEmpty || !records.isEmpty else { return nil }
-        var envelope = rows.lazy.compactMap(\.envelope).first
-        if envelope == nil, let ref = rows.first?.ref { envelope = await read(ref) }
+        var envelopes: [StoredMessageRef: Envelope] = [:]
+        for row in rows where envelopes[row.ref] == nil {
+            if let envelope = row.envelope {
+                envelopes[row.ref] = envelope
+            } else {
+                envelopes[row.ref] = await read(row.ref)
+            }
+        }
         return MessageTimeline(
-            id: id, node: node.configuration.node.id, rows: rows, envelope: envelope, events: records
+            id: id, node: node.configuration.node.id, rows: rows, envelopes: envelopes, events: records
         )
         .report()
     }

@@ -68,9 +68,14 @@ struct MessageTable: ~Copyable {
         pool.give(back: message)
     }
 
-    /// The message with this id (any of them, should the spool ever give two).
-    func find(_ id: MessageID) -> UInt32? {
-        index.find(key: MessageIndex.key(id)) { pool[$0].id == id }
+    /// All with this id: parts of one message meet in a partition after a fall-back, a takeover or a release.
+    func all(_ id: MessageID) -> [UInt32] {
+        var found: [UInt32] = []
+        _ = index.find(key: MessageIndex.key(id)) { message in
+            if pool[message].id == id { found.append(message) }
+            return false
+        }
+        return found
     }
 
     /// The one of several parts of a message that stands there.

@@ -18,6 +18,12 @@ struct VerbTask: Sendable {
     let operation: UInt64
 }
 
+/// A bounce that is remembered for held copies, which are not in the queue yet.
+struct LateBounce: Sendable {
+    let task: VerbTask
+    let until: Instant
+}
+
 struct OperationRecord: Sendable {
     let id: UInt64
     let verb: OperatorVerb
@@ -46,7 +52,14 @@ extension PartitionState {
     ) throws(OperationRefusal) -> OperationProgress {
         let text = Array("Baton internal: removed by the operator".utf8) + (reason.isEmpty ? [] : Array(": ".utf8))
         let reply = SMTPReply(code: 550, status: EnhancedStatus(5, 7, 1), text: text + reason, stage: .local).kept
-        return try begin(.bounce, .bounce(reply: reply, report: report, cutoff: cutoff), selector, at: now)
+        let progress = try begin(.bounce, .bounce(reply: reply, report: report, cutoff: cutoff), selector, at: now)
+        if lateBounces.count >= QueueLimits.lateBounces { lateBounces.removeFirst() }
+        let verb = VerbTask.Verb.bounce(reply: reply, report: report, cutoff: min(cutoff, now))
+        lateBounces.append(
+            LateBounce(
+                task: VerbTask(verb: verb, match: SelectorMatch(selector), operation: 0),
+                until: now + QueueLimits.lateBounceKept))
+        return progress
     }
 
     /// Mail is set aside until `resume` or `until`, new mail too. It still expires. The same selector again sets a new end.
@@ -129,14 +142,8 @@ extension PartitionState {
     private mutating func start(_ task: VerbTask, at now: Instant) {
         switch task.match.selector {
         case .message(let id):
-            // One message is done in one go: at most `Limits.recipientsPerEnvelope` jobs.
-            guard let message = messages.find(id) else { return finishOperation(task) }
-            var job = messages[message].firstJob
-            while job != none {
-                let next = slab[job].nextOfMessage
-                apply(task, to: job, at: now)
-                job = next
-            }
+            // One message is done in one go: its parts have at most `Limits.recipientsPerEnvelope` jobs together.
+            for message in messages.all(id) { apply(task, toAllOf: message, at: now) }
             finishOperation(task)
         case .domain(let domain):
             guard let index = destinations.find(domain), destinations[index].counts.all > 0 else {
@@ -161,6 +168,26 @@ extension PartitionState {
     }
 
     // MARK: One job
+
+    private mutating func apply(_ task: VerbTask, toAllOf message: UInt32, at now: Instant) {
+        var job = messages[message].firstJob
+        while job != none {
+            let next = slab[job].nextOfMessage
+            apply(task, to: job, at: now)
+            job = next
+        }
+    }
+
+    /// A held copy (PROTOCOL S6) had its 250 before the bounce and comes into the queue after it. Only such: the clocks of nodes
+    /// differ, and new mail of one that is behind must not be met.
+    mutating func bounceLate(_ accepted: AcceptedMessage, at now: Instant) {
+        lateBounces.removeAll { $0.until <= now }
+        for bounce in lateBounces {
+            // Each time anew: with its last job the message leaves the table.
+            guard let message = messages.find(accepted.envelope.id, at: accepted.ref) else { return }
+            apply(bounce.task, toAllOf: message, at: now)
+        }
+    }
 
     mutating func apply(_ task: VerbTask, to job: UInt32, at now: Instant) {
         let destination = slab[job].destination

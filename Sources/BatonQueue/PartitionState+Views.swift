@@ -123,16 +123,17 @@ extension PartitionState {
         return QueuePage(rows: rows, next: slot < end ? UInt64(slot) : nil)
     }
 
-    /// Its live recipients; empty if the message is not queued here.
+    /// Its live recipients, part by part; empty if the message is not queued here.
     func show(_ id: MessageID) -> [QueueRow] {
-        guard let message = messages.find(id) else { return [] }
-        var rows: [QueueRow] = []
-        var job = messages[message].firstJob
-        while job != none {
-            if let state = visibleState(job) { rows.append(row(ofJob: job, state)) }
-            job = slab[job].nextOfMessage
+        messages.all(id).flatMap { message in
+            var rows: [QueueRow] = []
+            var job = messages[message].firstJob
+            while job != none {
+                if let state = visibleState(job) { rows.append(row(ofJob: job, state)) }
+                job = slab[job].nextOfMessage
+            }
+            return rows.sorted { $0.recipient < $1.recipient }
         }
-        return rows.sorted { $0.recipient < $1.recipient }
     }
 
     private func visibleState(_ job: UInt32) -> QueueJobState? {

@@ -31,6 +31,8 @@ struct PartitionState: ~Copyable {
     var holds = HoldTable()
     var sweeps: [Sweep] = []
     var operations: [OperationRecord] = []
+    /// At most `QueueLimits.lateBounces`.
+    var lateBounces: [LateBounce] = []
     var nextOperation: UInt64 = 1
     /// All jobs by state.
     var jobs = JobCounts()
@@ -68,6 +70,7 @@ struct PartitionState: ~Copyable {
             } else {
                 takeNew(message, at: now)
             }
+            if !lateBounces.isEmpty, message.envelope.submit?.held != nil { bounceLate(message, at: now) }
         }
     }
 
@@ -327,7 +330,7 @@ struct PartitionState: ~Copyable {
 
     /// The spool moved a message (PROTOCOL C2): later transactions and outcomes name its new place.
     mutating func relocate(_ id: MessageID, from old: StoredMessageRef, to new: StoredMessageRef) {
-        guard let message = messages.find(id), messages[message].ref == old else { return }
+        guard let message = messages.find(id, at: old) else { return }
         messages[message].ref = new
     }
 

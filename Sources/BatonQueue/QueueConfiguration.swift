@@ -108,6 +108,10 @@ package enum QueueLimits {
     /// Operations of operators still running, or finished and remembered; a further one is refused, the oldest finished
     /// one forgotten.
     package static let operations = 64
+    /// Bounces that are remembered for held copies, which come into the queue later; the oldest is forgotten.
+    package static let lateBounces = 64
+    /// Longer than a held copy waits for the answer about it (PROTOCOL S6).
+    package static let lateBounceKept = TimeSpan.seconds(20)
     /// Wheel entries, list elements or slots that one loop turn works through before it yields.
     package static let slice = 2_048
     /// Recipients handed out by `finalWithoutAttempt` and not settled yet; sweeps and expiries wait beyond it.

@@ -188,6 +188,8 @@ struct RecoveryStream {
         if let mark = envelope.submit, mark.held == nil {
             submits.append(FoundSubmit(mark: mark, ref: ref, isFinal: live.isEmpty))
         }
+        // A held copy's were due when it was released, long after the mark may have passed it: once more, under the same ids.
+        let receptionRecorded = receptionRecorded && envelope.submit?.held == nil
         if live.isEmpty {
             if !receptionRecorded { receptions.append(envelope) }
             return

@@ -360,7 +360,7 @@ private final class Reports: HeldReporting {
         accepted(4, held: true, progress: [progress(attempts: 0)[1]], counter: 4),
         accepted(5, held: false, counter: 5),
     ])
-    // What was tried already, or is settled in part, was released before.
+    // What was tried already was released before; what is settled in part perhaps, and counts.
     #expect(queue.ids == [2, 3, 4, 5] && table.count == 1)
     #expect(reports.held.withLock { $0.map(\.counter) } == [1])
     let ref = StoredMessageRef(segment: 1, record: 1)

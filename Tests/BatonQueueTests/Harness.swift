@@ -25,7 +25,7 @@ func address(_ text: String) -> MailAddress {
 func message(
     _ number: UInt32, to recipients: [String], from sender: String? = "s@sender.test", senderClass: UInt64 = 1,
     arrival: Instant = start, notify: NotifyFlags = [], flags: EnvelopeFlags = [], size: Int = 100, body: Bool = true,
-    progress: [RecipientProgress]? = nil
+    progress: [RecipientProgress]? = nil, submit: SubmitMark? = nil, part: (ref: UInt32, numbers: [UInt32])? = nil
 ) -> AcceptedMessage {
     var traits = BodyTraits.empty
     traits.length = size
@@ -33,10 +33,11 @@ func message(
         id: messageID(number), arrival: arrival, sender: sender.map { address($0) }, flags: flags,
         senderClass: senderClass,
         recipients: recipients.map { EnvelopeRecipient(address: address($0), notify: notify) },
-        traits: traits)
+        traits: traits, submit: submit, numbers: part?.numbers)
     let octets = body ? MessageBody(bytes: ByteBuffer(repeating: 0x61, count: size), traits: traits) : nil
     return AcceptedMessage(
-        ref: StoredMessageRef(segment: 1, record: number), envelope: envelope, body: octets, progress: progress,
+        ref: StoredMessageRef(segment: 1, record: part?.ref ?? number), envelope: envelope, body: octets,
+        progress: progress,
         receptionRecorded: true)
 }
 

@@ -182,6 +182,45 @@ import Testing
     #expect(harness.violations() == [])
 }
 
+@Test func bouncePassesAHeldCopy() throws {
+    let harness = Harness()
+    let mark = SubmitMark(
+        ingress: NodeID(value: 1), ingressIncarnation: Incarnation(value: 2), counter: 3,
+        held: SubmitMark.HeldFor(receiver: NodeID(value: 4), incarnation: Incarnation(value: 5)))
+    _ = try harness.bounce(.domain(Domain("x.test")))
+    harness.advance(by: .seconds(1))
+    // Released since; mail that is new, or for somebody else, or came after the bounce, is not met.
+    harness.receive(message(1, to: ["u@x.test", "u@y.test"], submit: mark))
+    harness.receive(message(2, to: ["u@x.test"]))
+    harness.receive(message(3, to: ["u@x.test"], arrival: harness.now, submit: mark))
+    #expect(harness.finals.map(\.message.record) == [1] && harness.finals.allSatisfy { $0.verdict == .adminBounced })
+    harness.settle(harness.finals.map(\.recipient.handle))
+    #expect(harness.jobCount == 3)
+    harness.advance(by: QueueLimits.lateBounceKept)
+    harness.receive(message(4, to: ["u@x.test"], submit: mark))
+    #expect(harness.jobCount == 4)
+    for _ in 0...QueueLimits.lateBounces { _ = try harness.bounce(.domain(Domain("z.test"))) }
+    #expect(harness.state.lateBounces.count == QueueLimits.lateBounces)
+    #expect(harness.violations() == [])
+}
+
+@Test func verbReachesOnePartOfAMessage() throws {
+    // A part for each of two nodes, and one of them is here by a fall-back.
+    let harness = Harness()
+    harness.receive(message(1, to: ["u@x.test"], part: (1, [0])), message(1, to: ["v@x.test"], part: (7, [1])))
+    #expect(harness.show(1).map { $0.ref.record }.sorted() == [1, 7])
+    #expect(try harness.suspend(.message(messageID(1))).count == 2)
+    #expect(try harness.resume(.message(messageID(1))).count == 2)
+    harness.advance(by: .seconds(1))
+    #expect(harness.totals.suspended == 0 && harness.totals.ready == 2)
+    _ = try harness.suspend(.message(messageID(1)), for: .seconds(5))
+    harness.advance(by: .seconds(7))
+    #expect(harness.totals.suspended == 0)
+    #expect(try harness.bounce(.message(messageID(1))).count == 2)
+    #expect(Set(harness.finals.map(\.message.record)) == [1, 7])
+    #expect(harness.violations() == [])
+}
+
 @Test func exactResumptionEndsOtherSuspensions() throws {
     let harness = Harness()
     harness.receive(message(1, to: ["u@x.test"]))

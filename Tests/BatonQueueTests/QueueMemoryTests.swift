@@ -65,12 +65,12 @@ private func residentSetBytes() -> Int {
                     senderDomainHash: 0, serial: 0, size: 0, isReport: false, isSilent: false))
         } else if let victim = known.keys.first {
             if let index = known.removeValue(forKey: victim) { table.remove(index) }
-            let found = table.find(MessageID(high: 5, low: victim))
+            let found = table.all(MessageID(high: 5, low: victim)).first
             #expect(found == nil)
         }
     }
     for (low, index) in known {
-        let found = table.find(MessageID(high: 5, low: low))
+        let found = table.all(MessageID(high: 5, low: low)).first
         #expect(found == index)
     }
     let live = table.live

@@ -48,7 +48,7 @@ package final class HeldMessages: JobReceiving {
         guard messages.contains(where: { $0.envelope.submit?.held != nil }) else { return queue.receive(messages) }
         var passed: [AcceptedMessage] = []
         var held: [(ref: StoredMessageRef, key: MessageKey, receiver: NodeRun)] = []
-        var overflow = 0
+        var uncertain = 0
         let reporter: (any HeldReporting)? = state.withLock { state in
             for message in messages {
                 guard let mark = message.envelope.submit, let receiver = mark.held else {
@@ -56,8 +56,9 @@ package final class HeldMessages: JobReceiving {
                     continue
                 }
                 let found = message.progress != nil
-                if found, state.waiting.count >= bound { overflow += 1 }
-                if wasReleased(message) || found && state.waiting.count >= bound {
+                let standing = standing(of: message)
+                if standing == .unclear || standing == .held && found && state.waiting.count >= bound { uncertain += 1 }
+                if standing != .held || found && state.waiting.count >= bound {
                     passed.append(message)
                     continue
                 }
@@ -72,16 +73,26 @@ package final class HeldMessages: JobReceiving {
             }
             return state.reporter
         }
-        if overflow > 0 { counts.add(.maybeDuplicate, overflow) }
+        if uncertain > 0 { counts.add(.maybeDuplicate, uncertain) }
         if !held.isEmpty { reporter?.found(held: held) }
         if !passed.isEmpty { queue.receive(passed) }
     }
 
-    /// An outcome, an attempt or a notice is on record: it was released before the restart.
-    private func wasReleased(_ message: AcceptedMessage) -> Bool {
-        guard let progress = message.progress else { return false }
-        return progress.count != message.envelope.recipients.count
-            || progress.contains { $0.attempts > 0 || $0.doubts > 0 || $0.delayNoticeSent || $0.lastReply != nil }
+    private enum Standing {
+        case held
+        /// An attempt or a notice is on record for a recipient that is left: it was released before the restart.
+        case released
+        /// Recipients are final, and nothing was tried for the others: it was released before, or the report of another copy has ended
+        /// some, or a withdrawal was written in part. Delivered, and counted.
+        case unclear
+    }
+
+    private func standing(of message: AcceptedMessage) -> Standing {
+        guard let progress = message.progress else { return .held }
+        if progress.contains(where: { $0.attempts > 0 || $0.doubts > 0 || $0.delayNoticeSent || $0.lastReply != nil }) {
+            return .released
+        }
+        return progress.count == message.envelope.recipients.count ? .held : .unclear
     }
 
     /// The copy counts: into the queue. Unknown ones are ignored.

@@ -80,7 +80,7 @@ package struct EventSearch: Sendable {
             var found: [EventRecord] = []
             var budget = Self.bytesMax
             for file in Self.files(directory, from: start) {
-                Self.scan(file, for: "\"id\":\"\(needle)\"", budget: &budget) { line in
+                _ = Self.scan(file, for: "\"id\":\"\(needle)\"", budget: &budget) { line in
                     if let record = EventRecord(line: line), record.id == needle { found.append(record) }
                     return found.count < Self.eventsMax
                 }
@@ -90,7 +90,8 @@ package struct EventSearch: Sendable {
         }
     }
 
-    /// Ids of matching messages, newest file first. The cursor is the name of the file to go on with.
+    /// Ids of matching messages, newest file first, oldest line first in each. The cursor is the file to go on with, and where in it:
+    /// `name@octets`. A message whose lines lie on both sides of that place is on both pages.
     func messages(matching key: Key, limit: Int, before cursor: String?) async throws -> (
         ids: [MessageID], next: String?
     ) {
@@ -101,25 +102,31 @@ package struct EventSearch: Sendable {
             case .senderDomain(let domain): "@\(domain)\",\"recipient\":"
             case .messageID(let text): Self.messageIDNeedle(text)
             }
+        let begin = cursor.flatMap(Place.init)
+        if cursor != nil, begin == nil { throw ProblemReport(400, "Bad Request", "unknown cursor") }
         return try await run {
             var ids: [MessageID] = []
             var seen: Set<MessageID> = []
             var budget = Self.bytesMax
             var files = Self.files(directory, from: "")
-            if let cursor { files = files.filter { ($0 as NSString).lastPathComponent <= cursor } }
-            for (index, file) in files.enumerated().reversed() {
-                Self.scan(file, for: needle, budget: &budget) { line in
-                    if let record = EventRecord(line: line), record.type == "Reception",
-                        let id = MessageID(text: Array(record.id.utf8)), seen.insert(id).inserted
-                    {
-                        ids.append(id)
-                    }
-                    return ids.count < limit
+            var place = begin
+            if let place {
+                files = files.filter { !EventFileName.precedes(place.name, ($0 as NSString).lastPathComponent) }
+            }
+            for file in files.reversed() {
+                let name = (file as NSString).lastPathComponent
+                let start = place?.name == name ? place?.offset ?? 0 : 0
+                place = nil
+                let stopped = Self.scan(file, from: start, for: needle, budget: &budget) { line in
+                    guard let record = EventRecord(line: line), record.type == "Reception",
+                        let id = MessageID(text: Array(record.id.utf8)), !seen.contains(id)
+                    else { return true }
+                    guard ids.count < limit else { return false }
+                    seen.insert(id)
+                    ids.append(id)
+                    return true
                 }
-                if ids.count >= limit || budget <= 0 {
-                    let next = index > 0 ? (files[index - 1] as NSString).lastPathComponent : nil
-                    return (ids, next)
-                }
+                if let stopped { return (ids, Place(name: name, offset: stopped).text) }
             }
             return (ids, nil)
         }
@@ -132,6 +139,25 @@ package struct EventSearch: Sendable {
                 continuation.resume(throwing: ProblemReport(503, "Service Unavailable", "too many searches at a time"))
             }
         }
+    }
+
+    /// Where the next page begins.
+    struct Place {
+        let name: String
+        let offset: Int
+
+        init(name: String, offset: Int) {
+            self.name = name
+            self.offset = offset
+        }
+
+        init?(_ text: String) {
+            let parts = text.split(separator: "@", omittingEmptySubsequences: false)
+            guard parts.count == 2, let offset = Int(parts[1]), offset >= 0 else { return nil }
+            self.init(name: String(parts[0]), offset: offset)
+        }
+
+        var text: String { "\(name)@\(offset)" }
     }
 
     private static func quoted(_ text: String) -> String {
@@ -158,12 +184,18 @@ package struct EventSearch: Sendable {
     /// A longer line is skipped.
     static let lineMax = 4 * ByteCount.mebi
 
-    /// Calls `take` with each line that holds `needle`, until it answers false or the budget is used up. A last line without its
-    /// end is looked at too: it may be on its way.
-    static func scan(_ path: String, for needle: String, budget: inout Int, take: (Data) -> Bool) {
+    /// Calls `take` with each line that holds `needle`, from the line that begins at octet `start`, until it answers false or the budget
+    /// is used up. A last line without its end is looked at too: it may be on its way. Returns where the first line begins that was
+    /// not taken; nil where the file was read to its end.
+    static func scan(
+        _ path: String, from start: Int = 0, for needle: String, budget: inout Int, take: (Data) -> Bool
+    ) -> Int? {
         let descriptor = baton_open(path, O_RDONLY, 0)
-        guard budget > 0, descriptor >= 0 else { return }
+        guard descriptor >= 0 else { return nil }
         defer { close(descriptor) }
+        guard lseek(descriptor, off_t(start), SEEK_SET) >= 0 else { return nil }
+        /// Of the first octet that is held.
+        var base = start
         let wanted = Array(needle.utf8)
         var held: [UInt8] = []
         var block = [UInt8](repeating: 0, count: window)
@@ -171,29 +203,35 @@ package struct EventSearch: Sendable {
             let most = min(window, budget)
             let count = block.withUnsafeMutableBytes { read(descriptor, $0.baseAddress, most) }
             if count < 0, errno == EINTR { continue }
-            guard count > 0 else { break }
+            guard count > 0 else {
+                return lines(of: held[...], with: wanted, take).map { base + $0 }
+            }
             budget -= count
             held.append(contentsOf: block[..<count])
             guard let end = held.lastIndex(of: 0x0a) else {
-                if held.count > lineMax { held.removeAll(keepingCapacity: true) }
+                if held.count > lineMax {
+                    base += held.count
+                    held.removeAll(keepingCapacity: true)
+                }
                 continue
             }
-            guard lines(of: held[...end], with: wanted, take) else { return }
+            if let stopped = lines(of: held[...end], with: wanted, take) { return base + stopped }
+            base += end + 1
             held.removeSubrange(...end)
         }
-        _ = lines(of: held[...], with: wanted, take)
+        return base
     }
 
-    /// False once `take` has had enough.
-    private static func lines(of octets: ArraySlice<UInt8>, with needle: [UInt8], _ take: (Data) -> Bool) -> Bool {
+    /// Where the line begins that `take` did not want; nil once it has had all.
+    private static func lines(of octets: ArraySlice<UInt8>, with needle: [UInt8], _ take: (Data) -> Bool) -> Int? {
         var from = octets.startIndex
         while let hit = find(needle, in: octets[from...]) {
             let start = octets[..<hit].lastIndex(of: 0x0a).map { $0 + 1 } ?? octets.startIndex
             let end = octets[hit...].firstIndex(of: 0x0a) ?? octets.endIndex
-            if !take(Data(octets[start..<end])) { return false }
+            if !take(Data(octets[start..<end])) { return start }
             from = end
         }
-        return true
+        return nil
     }
 
     private static func find(_ needle: [UInt8], in octets: ArraySlice<UInt8>) -> Int? {

@@ -130,6 +130,7 @@ extension ClusterState {
         let limit = registry.keys[id]?.sealedAt ?? .max
         for record in scan.chunks.flatMap(\.records).dropFirst(drain.records.count) where drain.length < limit {
             drain.add(record, due: now)
+            if drain.mayRepeat { actions.append(.maybeDuplicate(record)) }
         }
         drains[id] = drain
         if case .ready = drain.phase { applyOutcomes(id, copies[id]?.allOutcomes ?? [], late: false) }
@@ -239,6 +240,7 @@ extension ClusterState {
         }
         for record in union { settle(id, record) }
         if key.stale.contains(member) || copies[id]?.rebuilt == true {
+            drains[id]?.mayRepeat = true
             for index in drains[id]?.open ?? [] {
                 if let mail = drains[id]?.records[Int(index)].mail { actions.append(.maybeDuplicate(mail)) }
             }

@@ -60,6 +60,8 @@ struct Drain: Sendable {
     /// Indices of records with open jobs.
     var open: [Int64] = []
     var tailInvalid = false
+    /// It does not know every outcome (P2, a lost file): what it delivers counts, what a repair brings later as well (seed 115933).
+    var mayRepeat = false
     var log: [JobOutcome] = []
     /// Positions in the log of outcomes of own dots, ascending; others are decisions, or were there before.
     var dotted: [Int] = []

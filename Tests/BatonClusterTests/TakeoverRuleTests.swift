@@ -245,6 +245,29 @@ private typealias Rig = TakeoverRig
         #expect(rig.stores.first?.sealedAt == 4096)
     }
 
+    /// A lost file may have held outcomes that nobody else has: of a member that is stale, not all are known.
+    @Test func lostFileIsDeliveredFromAStaleCopyUncounted() {
+        for stale in [false, true] {
+            var rig = Rig()
+            var key = Rig.key()
+            key.ensemble.append(Rig.third)
+            if stale { key.stale = [Rig.third] }
+            key.state = .sealed(at: 4096)
+            rig.list([key], alive: [Rig.thirdNode])
+            if let claim = rig.stores.first { rig.commit(claim, revision: 6) }
+            rig.give(.copySealed(Rig.id, epoch: 2, .missing))
+            rig.give(
+                .reported(
+                    Rig.id, epoch: 2, .sealed(end: 4096, tailInvalid: false, outcomeOctets: 64), from: Rig.thirdRun))
+            rig.give(.outcomesFetched(Rig.id, epoch: 2, Rig.third, complete: true))
+            #expect(rig.state.mayRepeat(Rig.id) == stale)
+        }
+        // A file that is there is enough.
+        var rig = Rig()
+        rig.take()
+        #expect(!rig.state.mayRepeat(Rig.id))
+    }
+
     @Test func memberThatAnswersBeforeTheOwnSealIsOnTheDiskIsWaitedForForEver() {
         var rig = Rig()
         var key = Rig.key()

@@ -115,6 +115,10 @@ extension Checker {
             if holders.isEmpty, !lostHosts.isEmpty || lostOutcomes.values.contains(where: { $0.contains(name) }) {
                 return takeBack(recipient)
             }
+            // Its file was lost, and what the stale members know may be less (seed 115933): it counts.
+            if lostFiles.contains(Scanned(host: arrival.host, segment: arrival.dot.segment)) {
+                return pendingDuplicates.append((recipient, describe(before, arrival)))
+            }
             return fail("duplicate: settled outcome of \(recipient.mail.low) sent again: \(describe(before, arrival))")
         }
         guard let last = same.last else { return }

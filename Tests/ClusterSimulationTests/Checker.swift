@@ -113,6 +113,8 @@ final class Checker {
     var beforePowerLoss: [Int: Set<Entry>] = [:]
     var lateKnown: Set<Late> = []
     var rotten: Set<SegmentID> = []
+    /// Hosts that lost their file of a segment.
+    var lostFiles: Set<Scanned> = []
     var lostHosts: Set<Int> = []
     var duplicates = 0
     var dots = 0

@@ -236,6 +236,7 @@ extension Simulation {
         coverage.inject(fault, self)
         if trace != nil { note("fault \(fault) \(id)") }
         checker.rotten.insert(id)
+        checker.lostFiles.insert(Checker.Scanned(host: host, segment: id))
         stop(host, power: false)
         hosts[host].disk.files[id] = nil
         schedule(now + .seconds(1), .start(host))

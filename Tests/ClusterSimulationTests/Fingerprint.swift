@@ -142,7 +142,7 @@ struct Fingerprint {
                 }
             }
         }
-        add([drain.tailInvalid, drain.raise])
+        add([drain.tailInvalid, drain.mayRepeat, drain.raise])
         add(drain.log)
         add(drain.dotted)
         add([drain.inFlight, drain.settledHigh, drain.settledSaid])

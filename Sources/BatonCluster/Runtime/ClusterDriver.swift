@@ -283,7 +283,9 @@ struct ClusterDriver: Sendable {
         let mayBeLost = key.id.writer != runtime.settings.me.node
         runtime.takeovers.deliver(
             CollectionOfOne(
-                .adopt(Adoption(key: key, others: others, eventsMayBeLost: mayBeLost))))
+                .adopt(
+                    Adoption(
+                        key: key, others: others, eventsMayBeLost: mayBeLost, mayRepeat: state.mayRepeat(key.id)))))
     }
 
     private func permit(_ id: SegmentID, _ until: Instant?) {

@@ -108,6 +108,7 @@ package final class ClusterRuntime: Sendable {
     package let agent: ControlAgent
     package let replicator: Replicator
     package let permission = DotPermission()
+    private let maybeRepeated = Counter(label: PlacementCounts.label(.maybeDuplicate))
     package let transport: PeerTransport
     package let registration: Registration
     let time: any TimeSource
@@ -334,6 +335,12 @@ package final class ClusterRuntime: Sendable {
                     "segment": "\(SegmentName(key.id))", "epoch": "\(key.drainEpoch)",
                     "messages": "\(report.messages)", "recipients": "\(report.liveRecipients)",
                 ])
+            if adoption.mayRepeat, report.liveMessages > 0 {
+                maybeRepeated.increment(by: Int64(report.liveMessages))
+                logger.warning(
+                    "cluster: outcomes of a segment may be missing: its messages may be delivered twice",
+                    metadata: ["segment": "\(SegmentName(key.id))", "messages": "\(report.liveMessages)"])
+            }
             tell(.adopted(key.id, epoch: key.drainEpoch, success: true))
         } catch {
             logger.error(

@@ -78,6 +78,8 @@ struct DrainedSegment: Hashable, Sendable {
     /// Own promises and T3: no dot before.
     var notBefore: Instant
     var own: BatonSpool.CopyReport?
+    /// There was no file when it was taken over (A4).
+    var fileWasLost = false
     var peers = Table<EnsembleMember, MemberProgress>()
     var logEnd: Int64 = 0
     var logSynced: Int64 = 0

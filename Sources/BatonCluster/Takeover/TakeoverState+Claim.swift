@@ -80,7 +80,9 @@ extension TakeoverState {
                 return putOff(id, drain)
             }
         // A4: a missing file is damage, never emptiness; the others have to say what was there.
-        case .missing: drains[id]?.own = BatonSpool.CopyReport(end: 0, tailInvalid: true, outcomeOctets: 0)
+        case .missing:
+            drains[id]?.own = BatonSpool.CopyReport(end: 0, tailInvalid: true, outcomeOctets: 0)
+            drains[id]?.fileWasLost = true
         // Nothing is read before the seal is on the disk.
         case .failed:
             drains[id]?.phase = .sealing

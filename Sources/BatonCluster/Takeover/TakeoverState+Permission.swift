@@ -186,4 +186,13 @@ extension TakeoverState {
             tell(id)
         }
     }
+
+    /// Outcomes may be missing that were settled, so that what is delivered counts: of a stale last copy (P2), and where the own file was
+    /// lost and no member that is not stale has told its outcomes.
+    func mayRepeat(_ id: SegmentID) -> Bool {
+        guard let drain = drains[id], let key = registry.keys[id] else { return false }
+        if key.stale.contains(member) { return true }
+        guard drain.fileWasLost else { return false }
+        return !key.partners(of: member).contains { drain.peers[$0]?.outcomesFetched == true }
+    }
 }

@@ -155,22 +155,27 @@ package struct Adoption: Sendable {
     package let others: [ByteBuffer]
     /// Events of the segment's former drainer may be lost with its disk: all are emitted again (their `event_id` stays).
     package let eventsMayBeLost: Bool
+    /// Settled outcomes may be missing: its live messages count as possibly delivered twice (PROTOCOL P2).
+    package let mayRepeat: Bool
 
-    package init(key: SegmentKey, others: [ByteBuffer], eventsMayBeLost: Bool) {
+    package init(key: SegmentKey, others: [ByteBuffer], eventsMayBeLost: Bool, mayRepeat: Bool = false) {
         self.key = key
         self.others = others
         self.eventsMayBeLost = eventsMayBeLost
+        self.mayRepeat = mayRepeat
     }
 }
 
 package struct AdoptionReport: Hashable, Sendable {
     package let handle: UInt32
     package let messages: Int
+    package let liveMessages: Int
     package let liveRecipients: Int
 
-    package init(handle: UInt32, messages: Int, liveRecipients: Int) {
+    package init(handle: UInt32, messages: Int, liveMessages: Int, liveRecipients: Int) {
         self.handle = handle
         self.messages = messages
+        self.liveMessages = liveMessages
         self.liveRecipients = liveRecipients
     }
 }

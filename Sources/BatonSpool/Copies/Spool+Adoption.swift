@@ -89,7 +89,8 @@ extension Spool: SegmentDraining {
             writer.flush(at: now)
         }
         return AdoptionReport(
-            handle: handle, messages: found.summary.messages, liveRecipients: stream.liveRecipients)
+            handle: handle, messages: found.summary.messages, liveMessages: stream.liveMessages,
+            liveRecipients: stream.liveRecipients)
     }
 
     /// The log of the new epoch begins with everything that is known, durably, before anything is handed to the queue.

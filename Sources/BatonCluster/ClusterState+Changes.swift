@@ -33,6 +33,9 @@ extension ClusterState {
         if let back = dueReturn(id, drain, key) {
             return change(id) { $0.stale.removeAll { $0 == back } }
         }
+        if guards.contains(.unknownIsFenced), dueFence(id, drain) {
+            return change(id) { _ in }
+        }
         guard let length = key.sealedAt else { return }
         if mayFinish(id, drain, key, length) {
             return change(id) { $0.finish() }
@@ -57,6 +60,19 @@ extension ClusterState {
             else { return false }
             return peer.synced < drain.log.count || !drain.open.isEmpty || drain.log.count > settledCount(id, drain)
         }
+    }
+
+    /// A change of unknown result may still make a member a partner that has fallen silent since, and P1 waits for it (seed 125612): the key
+    /// is stored as it is, at a new revision, behind which that change can never land.
+    private func dueFence(_ id: SegmentID, _ drain: Drain) -> Bool {
+        registry.possible[id]?.contains { view in
+            view.partners(of: member).contains { other in
+                guard let peer = drain.peers[other], peer.promiseUntil <= now, let since = peer.silentSince else {
+                    return false
+                }
+                return now - since >= timing.silence
+            }
+        } ?? false
     }
 
     /// P2: back out of `stale` once its outcome log has caught up and is synced, and its own outcomes are known here.

@@ -134,6 +134,9 @@ package struct Guards: OptionSet, Hashable, Sendable {
     /// A key that was remembered and is not any more is "unknown", never "no".
     package static let forgottenIsUnknown = Guards(51)
 
+    /// A change of unknown result that P1 waits for is made impossible by storing the key as it is.
+    package static let unknownIsFenced = Guards(55)
+
     // MARK: Parts of a message (docs/decisions/0005)
 
     /// The 250 waits until every part is durable.

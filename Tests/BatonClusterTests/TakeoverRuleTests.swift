@@ -178,6 +178,42 @@ private typealias Rig = TakeoverRig
         #expect(rig.permits.allSatisfy { $0 == nil }, "a dot is permitted on an unknown result")
     }
 
+    /// It is gone, and whether it left `stale` before nobody knows; there is no node to take its place, and so no other change is due.
+    @Test func memberThatMayHaveReturnedAndIsGoneIsWaitedForForEver() {
+        var rig = Rig()
+        rig.list([], alive: [Rig.otherNode])
+        var key = Rig.key(Rig.own, drainer: Rig.me)
+        key.state = .sealed(at: 4096)
+        key.stale = [Rig.theirs]
+        rig.give(.keyStored(key))
+        func promised() {
+            rig.give(.promised([PromiseItem(segment: Rig.own, epoch: 1)], sentAt: rig.now, from: Rig.other))
+        }
+        var back: SegmentKey?
+        for _ in 0..<20 where back == nil {
+            rig.pass(.milliseconds(100))
+            back = rig.stores.first { $0.stale.isEmpty }
+            promised()
+            back = back ?? rig.stores.first { $0.stale.isEmpty }
+        }
+        guard let back else {
+            Issue.record("the member does not return")
+            return
+        }
+        rig.give(.control(.store(back, .none), .unknown))
+        rig.give(.control(.read(Rig.own), .key(key)))
+        rig.list([key], alive: [])
+        var fence: SegmentKey?
+        for _ in 0..<50 where fence == nil {
+            rig.pass(.milliseconds(100))
+            #expect(rig.permits.allSatisfy { $0 == nil }, "a dot is permitted on an unknown result")
+            fence = rig.stores.first
+        }
+        #expect(fence?.stale == [Rig.theirs])
+        if let fence { rig.commit(fence, revision: 6) }
+        #expect(rig.permits.contains { $0 != nil }, "the segment waits for ever")
+    }
+
     @Test func promiseGivenIsNotWaitedOut() {
         var rig = Rig()
         rig.list([Rig.key()], alive: [Rig.otherNode])

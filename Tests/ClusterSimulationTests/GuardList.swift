@@ -63,6 +63,7 @@ let redGuards: [RemovedGuard] = [
     RemovedGuard(name: "orderedIncarnations", bit: .orderedIncarnations, seed: 1, plan: Plan.lateFramesOfTheDead),
     RemovedGuard(name: "voidIsNotHad", bit: .voidIsNotHad, seed: 50547),
     RemovedGuard(name: "forgottenIsUnknown", bit: .forgottenIsUnknown, seed: 42573),
+    RemovedGuard(name: "unknownIsFenced", bit: .unknownIsFenced, seed: 125_612),
     RemovedGuard(name: "everyPart", bit: .everyPart, seed: 100_000),
     RemovedGuard(name: "numbersKept", bit: .numbersKept, seed: 100_000),
     RemovedGuard(name: "refusedIsCounted", bit: .refusedIsCounted, seed: 100_000),

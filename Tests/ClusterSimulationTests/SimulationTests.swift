@@ -137,6 +137,8 @@ func trace(_ seed: UInt64, guards: Guards = .all) -> String {
             41689, 89045,
             // A last copy whose file was lost counted what it had at that time, which was nothing; a stale member brought the rest.
             115933,
+            // Of a member's return from `stale` nobody knew whether it would land, and that member's disk burned.
+            125612,
         ] as [UInt64]) func seedThatOnceFailed(_ seed: UInt64)
     {
         let run = runSeed(seed)

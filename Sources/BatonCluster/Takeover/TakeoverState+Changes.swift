@@ -15,6 +15,9 @@ extension TakeoverState {
         if let back = dueReturn(drain, key) {
             return change(id) { $0.stale.removeAll { $0 == back } }
         }
+        if dueFence(id, drain) {
+            return change(id) { _ in }
+        }
         if handOverToLonger(id, drain, key) { return }
         if key.state == .open, !drain.isWritten, let own = drain.own,
             let length = lateLength(key, drain, own)
@@ -64,14 +67,24 @@ extension TakeoverState {
     /// P1: a silent partner, or one that is gone, is put into `stale` before the next dot; so is one that promises and takes no
     /// outcomes, since nothing would ever be settled (P3).
     private func dueStale(_ drain: DrainedSegment, _ key: SegmentKey) -> EnsembleMember? {
-        key.partners(of: member).first { other in
-            guard let peer = drain.peers[other] else { return false }
-            // Its lease is gone: it is not waited for, once its last promise has run out.
-            if !registry.isAlive(other), peer.promiseUntil <= now { return true }
-            if let since = peer.behindSince, now - since >= timing.behind { return true }
-            guard peer.promiseUntil <= now, let since = peer.silentSince else { return false }
-            return now - since >= timing.silence
-        }
+        key.partners(of: member).first { isSilent($0, drain) }
+    }
+
+    private func isSilent(_ other: EnsembleMember, _ drain: DrainedSegment) -> Bool {
+        guard let peer = drain.peers[other] else { return false }
+        // Its lease is gone: it is not waited for, once its last promise has run out.
+        if !registry.isAlive(other), peer.promiseUntil <= now { return true }
+        if let since = peer.behindSince, now - since >= timing.behind { return true }
+        guard peer.promiseUntil <= now, let since = peer.silentSince else { return false }
+        return now - since >= timing.silence
+    }
+
+    /// A change of unknown result may still make a member a partner that has fallen silent since, and P1 waits for it: the key is stored as
+    /// it is, at a new revision, behind which that change can never land.
+    private func dueFence(_ id: SegmentID, _ drain: DrainedSegment) -> Bool {
+        registry.possible[id]?.contains { view in
+            view.partners(of: member).contains { isSilent($0, drain) }
+        } ?? false
     }
 
     /// P2: back out of `stale` once its outcome log has caught up and is synced.

@@ -24,7 +24,7 @@ let redGuards: [RemovedGuard] = [
     RemovedGuard(name: "claimBeforeSeal", bit: .claimBeforeSeal, seed: 1),
     RemovedGuard(name: "oldDrainerGone", bit: .oldDrainerGone, seed: 7),
     RemovedGuard(name: "persistedSeal", bit: .persistedSeal, seed: 758),
-    RemovedGuard(name: "unionOfOutcomes", bit: .unionOfOutcomes, seed: 52),
+    RemovedGuard(name: "unionOfOutcomes", bit: .unionOfOutcomes, seed: 171),
     RemovedGuard(name: "invalidTailNeverAlone", bit: .invalidTailNeverAlone, seed: 43),
     RemovedGuard(name: "newIncarnation", bit: .newIncarnation, seed: 10),
     RemovedGuard(name: "quietAfterStart", bit: .quietAfterStart, seed: 1, plan: Plan.forgottenPromises),

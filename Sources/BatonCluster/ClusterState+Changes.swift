@@ -55,9 +55,7 @@ extension ClusterState {
     private func dueStale(_ id: SegmentID, _ drain: Drain, _ key: ClusterKey) -> EnsembleMember? {
         guard guards.contains(.staleByCompareAndSet) else { return nil }
         return key.ensemble.first { other in
-            guard key.isPartner(other, of: member), let peer = drain.peers[other], peer.promiseUntil <= now,
-                let since = peer.silentSince, now - since >= timing.silence
-            else { return false }
+            guard key.isPartner(other, of: member), let peer = drain.peers[other], isSilent(peer) else { return false }
             return peer.synced < drain.log.count || !drain.open.isEmpty || drain.log.count > settledCount(id, drain)
         }
     }
@@ -66,13 +64,13 @@ extension ClusterState {
     /// is stored as it is, at a new revision, behind which that change can never land.
     private func dueFence(_ id: SegmentID, _ drain: Drain) -> Bool {
         registry.possible[id]?.contains { view in
-            view.partners(of: member).contains { other in
-                guard let peer = drain.peers[other], peer.promiseUntil <= now, let since = peer.silentSince else {
-                    return false
-                }
-                return now - since >= timing.silence
-            }
+            view.partners(of: member).contains { drain.peers[$0].map(isSilent) ?? false }
         } ?? false
+    }
+
+    private func isSilent(_ peer: PeerProgress) -> Bool {
+        guard peer.promiseUntil <= now, let since = peer.silentSince else { return false }
+        return now - since >= timing.silence
     }
 
     /// P2: back out of `stale` once its outcome log has caught up and is synced, and its own outcomes are known here.
